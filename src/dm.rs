@@ -1,0 +1,53 @@
+//! The one seam of the program: a device-mapper that takes messages.
+//!
+//! The kernel's statistics are a small database with a one-line text protocol. [`Dm`] is that
+//! database; `kernel::Control` is the real one, `kernel::Memory` speaks the same text from memory.
+
+use std::{fmt, io};
+
+/// A block device by number, as `stat` gives it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Device {
+    /// The driver's number; that of device-mapper is in `/proc/devices`.
+    pub major: u32,
+    /// The device's number, which a new device may take over as soon as it is free.
+    pub minor: u32,
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.major, self.minor)
+    }
+}
+
+/// What the kernel answers to a message: its text, and the device that answered.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reply {
+    /// Name of the device-mapper device, without `/dev/mapper/`.
+    pub name: Vec<u8>,
+    /// Its uuid; empty where whoever made the device gave none (LVM and cryptsetup always do).
+    pub uuid: Vec<u8>,
+    /// The reply; empty for messages that answer nothing.
+    pub text: Vec<u8>,
+}
+
+/// Something that carries statistics messages to device-mapper devices.
+pub trait Dm {
+    /// Sends one message and waits for the answer.
+    ///
+    /// `@stats_create` waits, uninterruptibly, for all I/O in flight on the device and holds new
+    /// I/O back meanwhile (`dm_internal_suspend_fast()`); every other message answers at once.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's errno: `ENXIO` no such device, `ENOENT` no such region, `EINVAL` a message it
+    /// does not understand (each costs a line in the kernel log), `ENOMEM` and `EOVERFLOW` no room
+    /// for a region, `EACCES` no `CAP_SYS_ADMIN` in the initial user namespace.
+    fn message(&mut self, device: Device, text: &[u8]) -> io::Result<Reply>;
+}
+
+impl<D: Dm + ?Sized> Dm for &mut D {
+    fn message(&mut self, device: Device, text: &[u8]) -> io::Result<Reply> {
+        (**self).message(device, text)
+    }
+}

@@ -1,0 +1,441 @@
+//! The group descriptor, which lives in the aux_data of a group's leader.
+//!
+//! Groups are LVM2's notion; the kernel knows only regions. A group's leader is its lowest member,
+//! the leader's id is the group's id, and the leader's aux_data holds the descriptor:
+//!
+//! ```text
+//! DMS_GROUP="ALIAS":MEMBERS#USER      written by LVM2 from 1.02.197 on
+//! DMS_GROUP=ALIAS:MEMBERS#USER        written before that
+//! ```
+//!
+//! Both dialects are read here, and a group keeps the one it was found in.
+
+use std::fmt;
+use std::io::Write as _;
+
+use crate::message::{Region, RegionId, is_space};
+
+const TAG: &[u8] = b"DMS_GROUP=";
+
+/// Longest row of a listing, without its line end, that LVM2 reads: it takes lines of 4,096 bytes.
+/// One longer row makes every `dmstats` command fail for that program_id on that device.
+pub const ROW_MAX: usize = 4094;
+
+/// Longest aux_data, together with the digits of the region's id, that LVM2 can write back: it
+/// builds messages in 1,024 bytes. Beyond that it still lists and reports the group.
+pub const REWRITE_MAX: usize = 1006;
+
+/// Our word in aux_data: which file a region maps, and in which incarnation of its group.
+///
+/// It is what tells our regions from everyone else's once no descriptor names them: after a cut
+/// update, after a restart, after somebody deleted the group and re-used its id. Written
+/// `fm=KEY.NONCE.`; the dot at the end is there to be lost, since LVM2 before 1.02.197 chops the
+/// last byte of a descriptor each time it rewrites one whose region has options.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Mark {
+    /// Stands for the file: the same in every run that follows it in the same mode.
+    pub key: u64,
+    /// Drawn anew whenever a group is made or first adopted.
+    pub nonce: u32,
+}
+
+impl Mark {
+    const PREFIX: &'static [u8] = b"fm=";
+
+    /// The mark at the end of `text`, and what stands before it.
+    fn take_last(text: &[u8]) -> Option<(&[u8], Mark)> {
+        let at = text.windows(3).rposition(|window| window == Mark::PREFIX)?;
+        let word = &text[at + 3..];
+        let key = hex(word.get(..16)?)?;
+        let nonce = hex(word.get(17..25)?).filter(|_| word[16] == b'.')?;
+        let rest = &text[..at];
+        Some((rest, Mark { key, nonce: u32::try_from(nonce).ok()? }))
+    }
+
+    /// The mark of a region that is no leader, if that is all its aux_data holds.
+    #[must_use]
+    pub fn of_member(aux: &[u8]) -> Option<Mark> {
+        Mark::take_last(aux).filter(|(before, _)| before.is_empty()).map(|(_, mark)| mark)
+    }
+
+    /// The mark of a region, whether it is a leader or not.
+    #[must_use]
+    pub fn of(region: &Region<'_>) -> Option<Mark> {
+        match Descriptor::of(region) {
+            Some(descriptor) => descriptor.mark,
+            None => Mark::of_member(region.aux),
+        }
+    }
+}
+
+fn hex(digits: &[u8]) -> Option<u64> {
+    let digits = std::str::from_utf8(digits).ok()?;
+    let lower = digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    u64::from_str_radix(digits, 16).ok().filter(|_| lower)
+}
+
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "fm={:016x}.{:08x}.", self.key, self.nonce)
+    }
+}
+
+/// The ids of a group's members, as runs: `0-2,5`.
+///
+/// Runs and not single ids, because a descriptor is foreign text and may say `0-4294967295`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Members(Vec<(RegionId, RegionId)>);
+
+impl Members {
+    /// Whether `id` is a member.
+    #[must_use]
+    pub fn contains(&self, id: RegionId) -> bool {
+        let after = self.0.partition_point(|run| run.0 <= id);
+        after.checked_sub(1).is_some_and(|at| id <= self.0[at].1)
+    }
+
+    /// The lowest member: the leader.
+    #[must_use]
+    pub fn first(&self) -> Option<RegionId> {
+        self.0.first().map(|run| run.0)
+    }
+
+    /// How many ids the runs name.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.0.iter().map(|run| u64::from(run.1.0 - run.0.0) + 1).sum()
+    }
+
+    /// Reads a list as liberally as LVM2 does: duplicates, overlaps, empty items, leading zeros
+    /// and blanks pass; a falling run or anything else does not.
+    fn parse(text: &[u8]) -> Option<Members> {
+        let mut runs = Vec::new();
+        for item in text.split(|&byte| byte == b',') {
+            let item = item.trim_ascii();
+            if item.is_empty() {
+                continue;
+            }
+            let (low, high) = match item.iter().position(|&byte| byte == b'-') {
+                Some(dash) => (id(&item[..dash])?, id(&item[dash + 1..])?),
+                None => (id(item)?, id(item)?),
+            };
+            if high < low {
+                return None;
+            }
+            runs.push((low, high));
+        }
+        runs.sort_unstable();
+        runs.dedup_by(|next, run| {
+            let touches = next.0.0 <= run.1.0.saturating_add(1);
+            if touches {
+                run.1 = run.1.max(next.1);
+            }
+            touches
+        });
+        (!runs.is_empty()).then_some(Members(runs))
+    }
+}
+
+fn id(digits: &[u8]) -> Option<RegionId> {
+    let digits = digits.trim_ascii();
+    let number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
+    let digits = std::str::from_utf8(digits).ok().filter(|_| number)?;
+    digits.parse().ok().map(RegionId).filter(|id| *id <= RegionId::MAX)
+}
+
+/// Collects ids in rising order.
+impl FromIterator<RegionId> for Members {
+    fn from_iter<I: IntoIterator<Item = RegionId>>(ids: I) -> Members {
+        let mut runs: Vec<(RegionId, RegionId)> = Vec::new();
+        for id in ids {
+            match runs.last_mut() {
+                Some(run) if run.1.0 + 1 == id.0 => run.1 = id,
+                _ => runs.push((id, id)),
+            }
+        }
+        Members(runs)
+    }
+}
+
+impl fmt::Display for Members {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, (low, high)) in self.0.iter().enumerate() {
+            let comma = if at > 0 { "," } else { "" };
+            match low == high {
+                true => write!(f, "{comma}{low}")?,
+                false => write!(f, "{comma}{low}-{high}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Which of the two ways to write a descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    /// The alias stands in quotes. Both generations of LVM2 read it.
+    Quoted,
+    /// The alias stands bare. Newer LVM2 loses its first and last byte.
+    Bare,
+}
+
+/// What a group's leader says of the group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Descriptor {
+    /// How it is written.
+    pub dialect: Dialect,
+    /// The group's name; may be empty.
+    pub alias: Vec<u8>,
+    /// The regions of the group.
+    pub members: Members,
+    /// What a user stored with the group; empty for nothing (written `-`).
+    pub user: Vec<u8>,
+    /// Our mark, behind the user's data.
+    pub mark: Option<Mark>,
+}
+
+impl Descriptor {
+    /// The descriptor that a region holds, if it holds one that LVM2 would take: its lowest member
+    /// must be the region itself.
+    #[must_use]
+    pub fn of(region: &Region<'_>) -> Option<Descriptor> {
+        Descriptor::parse(region.id, region.aux)
+    }
+
+    /// Parses the aux_data of region `holder`.
+    ///
+    /// Aliases and user data are bare text that may hold the separators. So the split is looked
+    /// for from the right, and counts only where a list of members follows that begins with the
+    /// holder; one that ends in `#`, as both dialects write it, is preferred.
+    #[must_use]
+    pub fn parse(holder: RegionId, aux: &[u8]) -> Option<Descriptor> {
+        let at = aux.windows(TAG.len()).position(|window| window == TAG)?;
+        let body = &aux[at + TAG.len()..];
+        let (dialect, body, split) = match body.strip_prefix(b"\"") {
+            Some(body) => (Dialect::Quoted, body, &b"\":"[..]),
+            None => (Dialect::Bare, body, &b":"[..]),
+        };
+        let parts = |terminated: bool| {
+            let ends = body.windows(split.len()).enumerate().rev();
+            ends.filter(|(_, window)| *window == split).find_map(|(end, _)| {
+                let tail = &body[end + split.len()..];
+                let hash = tail.iter().position(|&byte| byte == b'#');
+                let list = &tail[..hash.unwrap_or(tail.len())];
+                let user = hash.map_or(&b""[..], |hash| &tail[hash + 1..]);
+                let members = Members::parse(list)?;
+                let fits = members.first() == Some(holder) && hash.is_some() == terminated;
+                fits.then_some((&body[..end], members, user))
+            })
+        };
+        let (alias, members, user) = parts(true).or_else(|| parts(false))?;
+        let (user, mark) = take_mark(user);
+        let (alias, user) = (alias.to_vec(), user.to_vec());
+        Some(Descriptor { dialect, alias, members, user, mark })
+    }
+
+    /// The aux_data that says this.
+    ///
+    /// A group without alias is always written in quotes: LVM2 reads the bare form of it as a group
+    /// whose alias is its list of members.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut aux = TAG.to_vec();
+        match self.dialect {
+            Dialect::Bare if !self.alias.is_empty() => aux.extend_from_slice(&self.alias),
+            _ => {
+                aux.push(b'"');
+                aux.extend_from_slice(&self.alias);
+                aux.push(b'"');
+            }
+        }
+        write!(aux, ":{}#", self.members).expect("a vector takes all that is written to it");
+        aux.extend_from_slice(&self.user);
+        match self.mark {
+            Some(mark) => {
+                let dot = if self.user.is_empty() { "" } else { "." };
+                write!(aux, "{dot}{mark}").expect("a vector takes all that is written to it");
+            }
+            None if self.user.is_empty() => aux.push(b'-'),
+            None => {}
+        }
+        aux
+    }
+}
+
+/// Parts the user's data from our mark.
+fn take_mark(user: &[u8]) -> (&[u8], Option<Mark>) {
+    let (user, mark) = match Mark::take_last(user) {
+        Some((before, mark)) => (before.strip_suffix(b".").unwrap_or(before), Some(mark)),
+        None => (user, None),
+    };
+    (if user == b"-" { b"" } else { user }, mark)
+}
+
+/// Length of the row that lists `leader` once its aux_data is `aux`, without the line end.
+#[must_use]
+pub fn row_len(leader: &Region<'_>, aux: &[u8]) -> usize {
+    let numbers = format!("{}: {} {}", leader.id, leader.extent, leader.step).len();
+    let precise = if leader.clockwork.precise { " precise_timestamps".len() } else { 0 };
+    let bounds = match leader.clockwork.bounds.len() {
+        0 => 0,
+        len => " histogram:".len() + len,
+    };
+    numbers + 1 + leader.program_id.len() + 1 + aux.len() + precise + bounds
+}
+
+/// Whether both generations of LVM2 can read, write and print `alias`.
+#[must_use]
+pub fn is_safe_alias(alias: &[u8]) -> bool {
+    !alias.is_empty() && alias.iter().all(|&byte| is_safe(byte))
+}
+
+/// The nearest alias that is safe: every byte that is not becomes `_`.
+#[must_use]
+pub fn safe_alias(name: &[u8]) -> Vec<u8> {
+    name.iter().map(|&byte| if is_safe(byte) { byte } else { b'_' }).collect()
+}
+
+/// Both dialects break at `:`, the older at blanks, the newer at `#` and quotes; LVM2 writes
+/// control bytes and A0 unescaped, which splits its message.
+fn is_safe(byte: u8) -> bool {
+    byte > b' ' && byte != 0x7F && !is_space(byte) && !matches!(byte, b':' | b'#' | b'"' | b'\\')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const MARK: Mark = Mark { key: 0x1234_5678_9abc_def0, nonce: 7 };
+
+    fn parse(holder: u32, aux: &str) -> Option<(String, String, String)> {
+        let found = Descriptor::parse(RegionId(holder), aux.as_bytes())?;
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        Some((text(found.alias), found.members.to_string(), text(found.user)))
+    }
+
+    fn check(holder: u32, aux: &str, alias: &str, members: &str, user: &str) {
+        let expected = (alias.to_owned(), members.to_owned(), user.to_owned());
+        assert_eq!(parse(holder, aux), Some(expected), "{aux}");
+    }
+
+    #[test]
+    fn both_dialects_are_read() {
+        check(0, r#"DMS_GROUP="vm.img":0-2,5#-"#, "vm.img", "0-2,5", "");
+        check(0, r"DMS_GROUP=vm.img:0-2,5#-", "vm.img", "0-2,5", "");
+        check(0, r"DMS_GROUP=:0-1#-", "", "0-1", "");
+        check(0, r#"DMS_GROUP="":0-1#-"#, "", "0-1", "");
+        check(3, r#"DMS_GROUP="a b#c":3#note"#, "a b#c", "3", "note");
+        check(0, r#"DMS_GROUP="say ":1":":0#-"#, "say \":1\":", "0", "");
+    }
+
+    #[test]
+    fn the_list_of_members_is_read_as_liberally_as_lvm2_does() {
+        check(0, r#"DMS_GROUP="a":0,0-2,1-3,,007,#-"#, "a", "0-3,7", "");
+        check(0, r#"DMS_GROUP="a":0 , 2 - 3#-"#, "a", "0,2-3", "");
+        check(0, r#"DMS_GROUP="a":0-1"#, "a", "0-1", "");
+        for list in ["2-1", "x", "0x1", "", ",", "-", "0-", "0--1", "99999999999"] {
+            assert_eq!(parse(0, &format!("DMS_GROUP=\"a\":{list}#-")), None, "{list}");
+        }
+    }
+
+    #[test]
+    fn a_descriptor_in_a_region_that_is_not_its_lowest_member_is_none() {
+        assert_eq!(parse(3, r#"DMS_GROUP="a":0,3-4#-"#), None);
+        assert_eq!(parse(0, "-"), None);
+        assert_eq!(parse(0, "DMS_GROUP="), None);
+    }
+
+    #[test]
+    fn separators_in_user_data_do_not_mislead() {
+        check(0, r"DMS_GROUP=a:0-2#at:12", "a", "0-2", "at:12");
+        check(0, r"DMS_GROUP=a:0-2#at:0", "a", "0-2", "at:0");
+    }
+
+    #[test]
+    fn the_mark_stands_behind_the_users_data_and_outlives_one_chopped_byte() {
+        let text = r#"DMS_GROUP="a":0#note"#;
+        let mut found = Descriptor::parse(RegionId(0), text.as_bytes()).unwrap();
+        found.mark = Some(MARK);
+        let mut aux = found.encode();
+        assert_eq!(aux, br#"DMS_GROUP="a":0#note.fm=123456789abcdef0.00000007."#);
+        aux.pop();
+        assert_eq!(Descriptor::parse(RegionId(0), &aux), Some(found));
+    }
+
+    #[test]
+    fn a_member_is_marked_only_by_a_mark_that_stands_alone() {
+        assert_eq!(Mark::of_member(MARK.to_string().as_bytes()), Some(MARK));
+        for aux in ["-", "fm=", "fm=12", "xfm=123456789abcdef0.00000007.", "fm=123456789ABCDEF0.0"]
+        {
+            assert_eq!(Mark::of_member(aux.as_bytes()), None, "{aux}");
+        }
+    }
+
+    #[test]
+    fn a_group_without_alias_is_never_written_bare() {
+        let found = Descriptor::parse(RegionId(0), b"DMS_GROUP=:0-1#-").unwrap();
+        assert_eq!(found.encode(), br#"DMS_GROUP="":0-1#-"#);
+        let found = Descriptor::parse(RegionId(0), b"DMS_GROUP=ab:0-1#-").unwrap();
+        assert_eq!(found.encode(), b"DMS_GROUP=ab:0-1#-", "the dialect is kept");
+    }
+
+    #[test]
+    fn a_run_of_all_ids_costs_no_memory() {
+        let found = Descriptor::parse(RegionId(0), b"DMS_GROUP=a:0-2147483647#-").unwrap();
+        assert_eq!(found.members.count(), 1 << 31);
+        assert!(found.members.contains(RegionId::MAX));
+    }
+
+    #[test]
+    fn the_length_of_a_row_is_that_of_the_listing() {
+        let row = b"12: 589+2 2 dmstats x precise_timestamps histogram:1000,2000";
+        let region = crate::message::parse_list(row).unwrap()[0];
+        assert_eq!(row_len(&region, b"x"), row.len());
+        let row = b"0: 589+2 2 dmstats -";
+        let region = crate::message::parse_list(row).unwrap()[0];
+        assert_eq!(row_len(&region, b"-"), row.len());
+    }
+
+    #[test]
+    fn safe_aliases() {
+        assert!(is_safe_alias("vm-1_\u{fc}.img".as_bytes()));
+        for alias in ["", "a:b", "a b", "a#b", "a\"b", "a\\b", "a\nb", "voil\u{e0}"] {
+            assert!(!is_safe_alias(alias.as_bytes()), "{alias}");
+        }
+        assert_eq!(safe_alias("a:b c\u{e0}".as_bytes()), b"a_b_c\xC3_");
+    }
+
+    fn descriptor() -> impl Strategy<Value = (RegionId, Descriptor)> {
+        let ids = prop::collection::btree_set(0..40u32, 1..12);
+        let mark = prop::option::of((any::<u64>(), any::<u32>()));
+        let texts = ("[a-z0-9.=-]{0,6}", "([a-z0-9=_][a-z0-9=_.-]{0,5}[a-z])?");
+        (ids, texts, any::<bool>(), mark).prop_map(|(ids, (alias, user), quoted, mark)| {
+            let first = RegionId(*ids.first().unwrap());
+            let dialect = match quoted || alias.is_empty() {
+                true => Dialect::Quoted,
+                false => Dialect::Bare,
+            };
+            let members = ids.into_iter().map(RegionId).collect();
+            let mark = mark.map(|(key, nonce)| Mark { key, nonce });
+            let (alias, user) = (alias.into_bytes(), user.into_bytes());
+            (first, Descriptor { dialect, alias, members, user, mark })
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back((holder, descriptor) in descriptor()) {
+            prop_assert_eq!(Descriptor::parse(holder, &descriptor.encode()), Some(descriptor));
+        }
+
+        #[test]
+        fn no_aux_data_panics(aux in prop::collection::vec(any::<u8>(), 0..60), at in 0..60usize) {
+            let mut tagged = aux.clone();
+            tagged.splice(at.min(aux.len())..at.min(aux.len()), TAG.iter().copied());
+            let _ = Descriptor::parse(RegionId(0), &aux);
+            let _ = Descriptor::parse(RegionId(0), &tagged);
+            let _ = Mark::of_member(&aux);
+        }
+    }
+}

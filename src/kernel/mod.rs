@@ -1,0 +1,3 @@
+//! The kernel's doors, and the only `unsafe` of the program.
+
+#![allow(unsafe_code)]
