@@ -7,3 +7,4 @@ pub mod extent;
 pub mod group;
 pub mod kernel;
 pub mod message;
+pub mod plan;
