@@ -4,7 +4,9 @@
 
 pub mod dm;
 pub mod extent;
+pub mod fit;
 pub mod group;
 pub mod kernel;
 pub mod message;
 pub mod plan;
+pub mod update;

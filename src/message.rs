@@ -78,7 +78,9 @@ impl Message<'_> {
         match *self {
             Message::List { program_id } => {
                 text.extend_from_slice(b"@stats_list");
-                program_id.iter().for_each(|program_id| push_word(&mut text, program_id));
+                if let Some(program_id) = program_id {
+                    push_word(&mut text, program_id);
+                }
             }
             Message::Create { extent, clockwork, program_id, aux } => {
                 push(&mut text, format_args!("@stats_create {extent} /1"));
