@@ -29,8 +29,9 @@ pub const REWRITE_MAX: usize = 1006;
 ///
 /// It is what tells our regions from everyone else's once no descriptor names them: after a cut
 /// update, after a restart, after somebody deleted the group and re-used its id. Written
-/// `fm=KEY.NONCE.`; the dot at the end is there to be lost, since LVM2 before 1.02.197 chops the
-/// last byte of a descriptor each time it rewrites one whose region has options.
+/// `fm=KEY.NONCE.`, in a descriptor `fm=KEY.NONCE.CLAIM.`; the dot at the end is there to be lost,
+/// since LVM2 before 1.02.197 chops the last byte of a descriptor each time it rewrites one whose
+/// region has options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mark {
     /// Stands for the file: the same in every run that follows it in the same mode.
@@ -42,20 +43,21 @@ pub struct Mark {
 impl Mark {
     const PREFIX: &'static [u8] = b"fm=";
 
-    /// The mark at the end of `text`, and what stands before it.
-    fn take_last(text: &[u8]) -> Option<(&[u8], Mark)> {
+    /// The mark at the end of `text`, what stands before it and what behind.
+    fn take_last(text: &[u8]) -> Option<(&[u8], Mark, &[u8])> {
         let at = text.windows(3).rposition(|window| window == Mark::PREFIX)?;
         let word = &text[at + 3..];
         let key = hex(word.get(..16)?)?;
         let nonce = hex(word.get(17..25)?).filter(|_| word[16] == b'.')?;
-        let rest = &text[..at];
-        Some((rest, Mark { key, nonce: u32::try_from(nonce).ok()? }))
+        let mark = Mark { key, nonce: u32::try_from(nonce).ok()? };
+        Some((&text[..at], mark, &word[25..]))
     }
 
     /// The mark of a region that is no leader, if that is all its aux_data holds.
     #[must_use]
     pub fn of_member(aux: &[u8]) -> Option<Mark> {
-        Mark::take_last(aux).filter(|(before, _)| before.is_empty()).map(|(_, mark)| mark)
+        let (before, mark, _) = Mark::take_last(aux)?;
+        before.is_empty().then_some(mark)
     }
 
     /// The mark of a region, whether it is a leader or not.
@@ -192,6 +194,9 @@ pub struct Descriptor {
     pub user: Vec<u8>,
     /// Our mark, behind the user's data.
     pub mark: Option<Mark>,
+    /// Which process speaks for the group: the one that wrote this last. Drawn anew by each that
+    /// takes the group over, so that two never follow one group: the earlier sees itself replaced.
+    pub claim: Option<u32>,
 }
 
 impl Descriptor {
@@ -228,9 +233,9 @@ impl Descriptor {
             })
         };
         let (alias, members, user) = parts(true).or_else(|| parts(false))?;
-        let (user, mark) = take_mark(user);
+        let (user, mark, claim) = take_mark(user);
         let (alias, user) = (alias.to_vec(), user.to_vec());
-        Some(Descriptor { dialect, alias, members, user, mark })
+        Some(Descriptor { dialect, alias, members, user, mark, claim })
     }
 
     /// The aux_data that says this.
@@ -250,25 +255,29 @@ impl Descriptor {
         }
         write!(aux, ":{}#", self.members).expect("a vector takes all that is written to it");
         aux.extend_from_slice(&self.user);
-        match self.mark {
-            Some(mark) => {
-                let dot = if self.user.is_empty() { "" } else { "." };
-                write!(aux, "{dot}{mark}").expect("a vector takes all that is written to it");
+        if let Some(mark) = self.mark {
+            let dot = if self.user.is_empty() { "" } else { "." };
+            write!(aux, "{dot}{mark}").expect("a vector takes all that is written to it");
+            if let Some(claim) = self.claim {
+                write!(aux, "{claim:08x}.").expect("a vector takes all that is written to it");
             }
-            None if self.user.is_empty() => aux.push(b'-'),
-            None => {}
+        } else if self.user.is_empty() {
+            aux.push(b'-');
         }
         aux
     }
 }
 
-/// Parts the user's data from our mark.
-fn take_mark(user: &[u8]) -> (&[u8], Option<Mark>) {
-    let (user, mark) = match Mark::take_last(user) {
-        Some((before, mark)) => (before.strip_suffix(b".").unwrap_or(before), Some(mark)),
-        None => (user, None),
+/// Parts the user's data from our mark and claim.
+fn take_mark(user: &[u8]) -> (&[u8], Option<Mark>, Option<u32>) {
+    let (user, mark, claim) = match Mark::take_last(user) {
+        Some((before, mark, behind)) => {
+            let claim = behind.get(1..9).and_then(hex).and_then(|claim| u32::try_from(claim).ok());
+            (before.strip_suffix(b".").unwrap_or(before), Some(mark), claim)
+        }
+        None => (user, None, None),
     };
-    (if user == b"-" { b"" } else { user }, mark)
+    (if user == b"-" { b"" } else { user }, mark, claim)
 }
 
 /// Bytes that a leader's row leaves for the list of members, under [`ROW_MAX`], when the rest of
@@ -362,8 +371,9 @@ mod tests {
         let text = r#"DMS_GROUP="a":0#note"#;
         let mut found = Descriptor::parse(RegionId(0), text.as_bytes()).unwrap();
         found.mark = Some(MARK);
+        found.claim = Some(0xabc);
         let mut aux = found.encode();
-        assert_eq!(aux, br#"DMS_GROUP="a":0#note.fm=123456789abcdef0.00000007."#);
+        assert_eq!(aux, br#"DMS_GROUP="a":0#note.fm=123456789abcdef0.00000007.00000abc."#);
         aux.pop();
         assert_eq!(Descriptor::parse(RegionId(0), &aux), Some(found));
     }
@@ -403,7 +413,7 @@ mod tests {
 
     fn descriptor() -> impl Strategy<Value = (RegionId, Descriptor)> {
         let ids = prop::collection::btree_set(0..40u32, 1..12);
-        let mark = prop::option::of((any::<u64>(), any::<u32>()));
+        let mark = prop::option::of((any::<u64>(), any::<u32>(), prop::option::of(any::<u32>())));
         let texts = ("[a-z0-9.=-]{0,6}", "([a-z0-9=_][a-z0-9=_.-]{0,5}[a-z])?");
         (ids, texts, any::<bool>(), mark).prop_map(|(ids, (alias, user), quoted, mark)| {
             let first = RegionId(*ids.first().unwrap());
@@ -412,9 +422,10 @@ mod tests {
                 false => Dialect::Bare,
             };
             let members = ids.into_iter().map(RegionId).collect();
-            let mark = mark.map(|(key, nonce)| Mark { key, nonce });
+            let claim = mark.and_then(|(_, _, claim)| claim);
+            let mark = mark.map(|(key, nonce, _)| Mark { key, nonce });
             let (alias, user) = (alias.into_bytes(), user.into_bytes());
-            (first, Descriptor { dialect, alias, members, user, mark })
+            (first, Descriptor { dialect, alias, members, user, mark, claim })
         })
     }
 

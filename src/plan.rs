@@ -179,6 +179,8 @@ fn cheapest_step(
 
 #[cfg(test)]
 mod tests {
+    use std::cmp::Reverse;
+
     use super::*;
     use proptest::prelude::*;
 
@@ -249,37 +251,26 @@ mod tests {
         extent(start, len.min(DISK - start))
     }
 
-    /// The oracle: every choice of regions to keep, priced as the contract of `plan` says.
-    fn least(have: &[Have], want: &Extents) -> (usize, usize, usize) {
-        let inside: Vec<&Have> =
-            have.iter().filter(|region| want.around(region.extent).is_some()).collect();
-        let prices = (0..1u32 << inside.len()).filter_map(|choice| {
-            let kept: Vec<&Have> = (0..inside.len())
-                .filter(|bit| choice & (1 << bit) != 0)
-                .map(|bit| inside[bit])
-                .collect();
-            let clash = |a: &Have, b: &Have| a.id != b.id && a.extent.overlaps(b.extent);
-            if kept.iter().any(|a| kept.iter().any(|b| clash(a, b))) {
-                return None;
-            }
-            let members: Extents = only(&kept, true);
-            let all: Extents = kept.iter().map(|region| region.extent).collect();
-            let lost = inside.iter().filter(|region| region.member).count()
-                - kept.iter().filter(|region| region.member).count();
-            // Creates once the members are chosen, then creates and deletes with leftovers kept.
-            Some((
-                lost,
-                want.without(&members).len(),
-                want.without(&all).len(),
-                have.len() - kept.len(),
-            ))
-        });
-        let (lost, _, creates, deletes) = prices.min().unwrap();
-        (lost, creates, deletes)
+    /// The oracle: every choice of regions inside `want` that do not overlap.
+    fn choices(have: &[Have], want: &Extents, member: bool) -> Vec<Vec<Have>> {
+        let fits = |region: &&Have| region.member == member && want.around(region.extent).is_some();
+        let inside: Vec<Have> = have.iter().filter(fits).copied().collect();
+        let chosen = |choice: u32| -> Vec<Have> {
+            let bits = 0..inside.len();
+            bits.filter(|bit| choice & (1 << bit) != 0).map(|bit| inside[bit]).collect()
+        };
+        let clash = |a: &Have, b: &Have| a.id != b.id && a.extent.overlaps(b.extent);
+        let sound = |kept: &Vec<Have>| !kept.iter().any(|a| kept.iter().any(|b| clash(a, b)));
+        (0..1 << inside.len()).map(chosen).filter(sound).collect()
     }
 
-    fn only(kept: &[&Have], member: bool) -> Extents {
-        kept.iter().filter(|region| region.member == member).map(|region| region.extent).collect()
+    fn kept(delta: &Delta, have: &[Have], member: bool) -> Vec<Have> {
+        let stays = |region: &&Have| delta.keep.iter().any(|(id, _)| *id == region.id);
+        have.iter().filter(stays).filter(|region| region.member == member).copied().collect()
+    }
+
+    fn covered(kept: &[Have]) -> Extents {
+        kept.iter().map(|region| region.extent).collect()
     }
 
     proptest! {
@@ -302,14 +293,22 @@ mod tests {
         }
 
         #[test]
-        fn the_delta_is_the_least_there_is(have in regions(), want in wanted()) {
+        fn the_most_members_stay_and_leave_the_fewest_gaps(have in regions(), want in wanted()) {
+            let price = |kept: &Vec<Have>| (Reverse(kept.len()), want.without(&covered(kept)).len());
+            let least = choices(&have, &want, true).iter().map(price).min();
+            let members = kept(&plan(&have, &want), &have, true);
+            prop_assert_eq!(Some(price(&members)), least, "{:?}", members);
+        }
+
+        #[test]
+        fn leftovers_stay_where_they_save_most(have in regions(), want in wanted()) {
             let delta = plan(&have, &want);
-            let kept = |id: &RegionId| delta.keep.iter().any(|(kept, _)| kept == id);
-            let lost = have.iter().filter(|region| {
-                region.member && want.around(region.extent).is_some() && !kept(&region.id)
-            });
-            let price = (lost.count(), delta.create.len(), delta.delete.len());
-            prop_assert_eq!(price, least(&have, &want), "{:?}", delta);
+            let rest = want.without(&covered(&kept(&delta, &have, true)));
+            let price = |kept: &Vec<Have>| (rest.without(&covered(kept)).len(), Reverse(kept.len()));
+            let least = choices(&have, &rest, false).iter().map(price).min();
+            let leftovers = kept(&delta, &have, false);
+            prop_assert_eq!(Some(price(&leftovers)), least, "{:?}", delta);
+            prop_assert_eq!(delta.create.len(), price(&leftovers).0);
         }
 
         #[test]

@@ -54,6 +54,8 @@ pub struct Group {
     pub id: RegionId,
     /// What it is known by.
     pub mark: Mark,
+    /// What says that we speak for it.
+    pub claim: u32,
 }
 
 /// What a new group is made from.
@@ -89,6 +91,8 @@ pub struct Updated {
 pub enum Error {
     /// No descriptor on the device bears the mark: somebody deleted the group.
     Gone,
+    /// Another process has taken the group over.
+    TakenOver,
     /// The id names no group that LVM2 would accept.
     NoSuchGroup(RegionId),
     /// Another device answered than at first: it was replaced under the same number.
@@ -122,6 +126,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::Gone => f.write_str("the group is gone: somebody deleted it"),
+            Error::TakenOver => f.write_str("another dmfilemapd has taken the group over"),
             Error::NoSuchGroup(id) => {
                 write!(f, "there is no group {id}: no region {id} that leads a group")
             }
@@ -145,52 +150,69 @@ impl From<Unreadable> for Error {
     }
 }
 
-/// Takes over the group that region `id` leads, whoever made it, by marking its descriptor. A
-/// group that bears a mark already (a process before us followed it) keeps it.
+/// Takes over the group that region `id` leads, whoever made it: from here on it bears our claim.
+/// A group that bears a mark (a process before us followed it) keeps it, and another gets `mark`.
 ///
 /// # Errors
 ///
 /// [`Error::NoSuchGroup`] if the region does not exist or leads no group.
-pub fn adopt(dm: impl Dm, device: Device, id: RegionId, mark: Mark) -> Result<Group, Error> {
+pub fn adopt(
+    dm: impl Dm,
+    device: Device,
+    id: RegionId,
+    mark: Mark,
+    claim: u32,
+) -> Result<Group, Error> {
     let mut kernel = Conversation::new(dm, device);
     let listing = kernel.list()?;
     let rows = parse_list(&listing)?;
     let leader = row(&rows, id).ok_or(Error::NoSuchGroup(id))?;
-    let mut descriptor = Descriptor::of(leader).ok_or(Error::NoSuchGroup(id))?;
-    if let Some(mark) = descriptor.mark {
-        return Ok(Group { id, mark });
-    }
-    descriptor.mark = Some(mark);
+    let descriptor = Descriptor::of(leader).ok_or(Error::NoSuchGroup(id))?;
+    take_over(&mut kernel, id, descriptor, mark, claim)
+}
+
+fn take_over<D: Dm>(
+    kernel: &mut Conversation<D>,
+    id: RegionId,
+    mut descriptor: Descriptor,
+    mark: Mark,
+    claim: u32,
+) -> Result<Group, Error> {
+    let mark = *descriptor.mark.get_or_insert(mark);
+    descriptor.claim = Some(claim);
     kernel.set_aux(id, &descriptor.encode())?;
-    Ok(Group { id, mark })
+    Ok(Group { id, mark, claim })
 }
 
-/// Finds the group of the file that `key` stands for: the lowest whose mark has it.
+/// Finds or makes the group of a file: one that bears a mark with the same key; else one of the
+/// same program_id and alias, without a mark, of which a member lies in `want` (LVM2 made it from
+/// this file); else a new one, for which leftovers of a cut attempt are used. Then updates it.
 ///
-/// # Errors
-///
-/// Those of the listing.
-pub fn find(dm: impl Dm, device: Device, key: u64) -> Result<Option<Group>, Error> {
-    let listing = Conversation::new(dm, device).list()?;
-    let leads = |region: &Region<'_>| {
-        let mark = Descriptor::of(region)?.mark.filter(|mark| mark.key == key)?;
-        Some(Group { id: region.id, mark })
-    };
-    Ok(parse_list(&listing)?.iter().find_map(leads))
-}
-
-/// Makes a group with the map `want`. Leftovers of a cut attempt with the same mark are used.
+/// `None` if there is no such group and `want` is empty: a group is made from extents.
 ///
 /// # Errors
 ///
 /// As [`update`], and never [`Error::Gone`].
-pub fn create(
-    dm: impl Dm,
+pub fn establish(
+    mut dm: impl Dm,
     device: Device,
     template: &Template,
     mark: Mark,
+    claim: u32,
     want: &Extents,
-) -> Result<Updated, Error> {
+) -> Result<Option<Updated>, Error> {
+    let mut kernel = Conversation::new(&mut dm, device);
+    let listing = kernel.list()?;
+    let rows = parse_list(&listing)?;
+    if let Some((id, descriptor)) = found(&rows, template, mark.key, want) {
+        let group = take_over(&mut kernel, id, descriptor, mark, claim)?;
+        return update(dm, device, group, want).map(Some);
+    }
+    if want.is_empty() {
+        return Ok(None);
+    }
+    let left = rows.iter().filter_map(|region| Mark::of_member(region.aux));
+    let mark = left.filter(|left| left.key == mark.key).next_back().unwrap_or(mark);
     let clockwork = Clockwork { precise: template.precise, bounds: &template.bounds };
     let descriptor = Descriptor {
         dialect: Dialect::Quoted,
@@ -198,9 +220,31 @@ pub fn create(
         members: Members::default(),
         user: Vec::new(),
         mark: Some(mark),
+        claim: Some(claim),
     };
     let model = Model { program_id: &template.program_id, clockwork, descriptor };
-    carry_out(&mut Conversation::new(dm, device), mark, None, Some(model), want)
+    carry_out(&mut kernel, &rows, &Ours::among(&rows, mark, None), &model, want).map(Some)
+}
+
+fn found(
+    rows: &[Region<'_>],
+    template: &Template,
+    key: u64,
+    want: &Extents,
+) -> Option<(RegionId, Descriptor)> {
+    let groups: Vec<(&Region<'_>, Descriptor)> =
+        rows.iter().filter_map(|region| Some((region, Descriptor::of(region)?))).collect();
+    let marked = |found: &Descriptor| found.mark.is_some_and(|mark| mark.key == key);
+    let from_file = |(leader, found): &&(&Region<'_>, Descriptor)| {
+        let lies_in = |region: &Region<'_>| {
+            found.members.contains(region.id) && want.around(region.extent).is_some()
+        };
+        let named = found.alias == template.alias && leader.program_id == template.program_id;
+        found.mark.is_none() && named && rows.iter().any(lies_in)
+    };
+    let group = groups.iter().find(|(_, found)| marked(found));
+    let group = group.or_else(|| groups.iter().find(from_file));
+    group.map(|(leader, found)| (leader.id, found.clone()))
 }
 
 /// Makes the regions of `group` cover exactly `want`.
@@ -212,42 +256,46 @@ pub fn create(
 ///
 /// # Errors
 ///
-/// [`Error::Gone`] if no descriptor bears the mark any more; nothing is touched then. If a create
+/// [`Error::Gone`] if no descriptor bears the mark any more, [`Error::TakenOver`] if it bears the
+/// claim of another process; nothing is touched in either case. If a create
 /// fails, what this update had created is deleted again and the group is as it was.
 pub fn update(dm: impl Dm, device: Device, group: Group, want: &Extents) -> Result<Updated, Error> {
-    carry_out(&mut Conversation::new(dm, device), group.mark, Some(group.id), None, want)
+    let mut kernel = Conversation::new(dm, device);
+    let listing = kernel.list()?;
+    let rows = parse_list(&listing)?;
+    let ours = Ours::among(&rows, group.mark, Some(group.id));
+    let model = ours.model(group.claim)?;
+    carry_out(&mut kernel, &rows, &ours, &model, want)
 }
 
 /// How a group stands between two updates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Standing {
-    /// The group, under the id it has now.
-    pub group: Group,
-    /// Of the sectors its members count, the anchor left out.
-    pub fingerprint: Fingerprint,
-    /// Whether nothing with its mark is left over: no region outside it, no second descriptor.
-    pub tidy: bool,
+pub enum Standing {
+    /// Somebody deleted it.
+    Gone,
+    /// Another process follows it now.
+    TakenOver,
+    /// It is there.
+    Stands {
+        /// The id it has now.
+        id: RegionId,
+        /// Of the sectors its members count, the anchor left out.
+        fingerprint: Fingerprint,
+        /// Whether nothing with its mark is left over: no region outside it, no second descriptor.
+        tidy: bool,
+    },
 }
 
-/// Looks at groups of one device with a single message. `None` for one that is gone.
+/// Looks at groups of one device with a single message.
 ///
 /// # Errors
 ///
 /// Those of the listing.
-pub fn look(dm: impl Dm, device: Device, groups: &[Group]) -> Result<Vec<Option<Standing>>, Error> {
+pub fn look(dm: impl Dm, device: Device, groups: &[Group]) -> Result<Vec<Standing>, Error> {
     let listing = Conversation::new(dm, device).list()?;
     let rows = parse_list(&listing)?;
-    let standing = |group: &Group| {
-        let ours = Ours::among(&rows, group.mark, Some(group.id));
-        let id = ours.leader?.id;
-        let members = ours.regions.iter().filter(|region| ours.members.contains(region.id));
-        let counted = members.clone().map(|region| region.extent);
-        let map: Extents = counted.filter(|extent| extent.start() != ANCHOR).collect();
-        let tidy = ours.holders == [id] && members.count() == ours.regions.len();
-        let (group, fingerprint) = (Group { id, mark: group.mark }, map.fingerprint());
-        Some(Standing { group, fingerprint, tidy })
-    };
-    Ok(groups.iter().map(standing).collect())
+    let stand = |group: &Group| Ours::among(&rows, group.mark, Some(group.id)).stand(group.claim);
+    Ok(groups.iter().map(stand).collect())
 }
 
 /// Deletes the group and every region that bears its mark. Gives how many regions those were.
@@ -275,38 +323,33 @@ struct Model<'a> {
 
 fn carry_out<D: Dm>(
     kernel: &mut Conversation<D>,
-    mark: Mark,
-    hint: Option<RegionId>,
-    fallback: Option<Model<'_>>,
+    rows: &[Region<'_>],
+    ours: &Ours<'_, '_>,
+    model: &Model<'_>,
     want: &Extents,
 ) -> Result<Updated, Error> {
-    let listing = kernel.list()?;
-    let rows = parse_list(&listing)?;
-    let ours = Ours::among(&rows, mark, hint);
-    let model = ours.model().or(fallback).ok_or(Error::Gone)?;
-
     let anchor: Extents = Extent::new(ANCHOR, 1).into_iter().collect();
-    let mut delta = ours.plan(&model, if want.is_empty() { &anchor } else { want });
+    let mut delta = ours.plan(model, if want.is_empty() { &anchor } else { want });
     let taken: Vec<RegionId> = rows.iter().map(|region| region.id).collect();
     fit(&mut delta, &taken, model.room()).map_err(|(need, room)| Error::Scattered(need, room))?;
 
-    let created = prepare(kernel, &ours, &delta, &model)?;
+    let created = prepare(kernel, ours, &delta, model)?;
     let mut members: BTreeSet<RegionId> = delta.keep.iter().map(|(id, _)| *id).collect();
     members.extend(created.iter().map(|(id, _)| *id));
     let leader = *members.first().expect("the wanted map is never empty, so there is a member");
     let aux = model.naming(&members);
-    if row(&rows, leader).is_none_or(|region| region.aux != aux) {
+    if row(rows, leader).is_none_or(|region| region.aux != aux) {
         kernel.set_aux(leader, &aux)?; // commit
     }
     ours.retire_and_clean(kernel, &members, &delta)?;
 
     let lost = ours.leader.map(|old| old.id).filter(|old| *old < leader);
     if let Some((old, twin)) = lost.zip(created.last().copied()) {
-        reclaim(kernel, old, twin, &mut members, &model)?;
+        reclaim(kernel, old, twin, &mut members, model)?;
     }
     let id = *members.first().expect("as above");
     Ok(Updated {
-        group: Group { id, mark },
+        group: model.group(id),
         members: members.len(),
         created: kernel.created,
         deleted: kernel.deleted,
@@ -377,6 +420,11 @@ impl Model<'_> {
     fn mark(&self) -> Mark {
         self.descriptor.mark.expect("every descriptor we write bears a mark")
     }
+
+    fn group(&self, id: RegionId) -> Group {
+        let claim = self.descriptor.claim.expect("every descriptor we write bears a claim");
+        Group { id, mark: self.mark(), claim }
+    }
 }
 
 /// The regions of one mark among the rows of a listing.
@@ -417,10 +465,26 @@ impl<'a, 'r> Ours<'a, 'r> {
         Ours { leader, holders, regions, members, mark_text: mark.to_string().into_bytes() }
     }
 
-    fn model(&self) -> Option<Model<'a>> {
-        let leader = self.leader?;
-        let descriptor = Descriptor::of(leader)?;
-        Some(Model { program_id: leader.program_id, clockwork: leader.clockwork, descriptor })
+    fn model(&self, claim: u32) -> Result<Model<'a>, Error> {
+        let leader = self.leader.ok_or(Error::Gone)?;
+        let mut descriptor = Descriptor::of(leader).ok_or(Error::Gone)?;
+        if *descriptor.claim.get_or_insert(claim) != claim {
+            return Err(Error::TakenOver);
+        }
+        Ok(Model { program_id: leader.program_id, clockwork: leader.clockwork, descriptor })
+    }
+
+    fn stand(&self, claim: u32) -> Standing {
+        let id = match (self.model(claim), self.leader) {
+            (Ok(_), Some(leader)) => leader.id,
+            (Err(Error::TakenOver), _) => return Standing::TakenOver,
+            _ => return Standing::Gone,
+        };
+        let members = self.regions.iter().filter(|region| self.members.contains(region.id));
+        let counted = members.clone().map(|region| region.extent);
+        let map: Extents = counted.filter(|extent| extent.start() != ANCHOR).collect();
+        let tidy = self.holders == [id] && members.count() == self.regions.len();
+        Standing::Stands { id, fingerprint: map.fingerprint(), tidy }
     }
 
     /// The delta to `want`. Members count whatever they count and may stay; a leftover is taken in
