@@ -112,13 +112,17 @@ pub enum Error {
 }
 
 impl Error {
-    /// The errno, if the kernel refused a message.
+    /// Whether the device does not exist (any more): `ENXIO`.
     #[must_use]
-    pub fn errno(&self) -> Option<i32> {
-        match self {
-            Error::Message { source, .. } => source.raw_os_error(),
-            _ => None,
-        }
+    pub fn is_no_device(&self) -> bool {
+        const ENXIO: i32 = 6;
+        matches!(self, Error::Message { source, .. } if source.raw_os_error() == Some(ENXIO))
+    }
+
+    /// Whether the kernel does not understand the message: `EINVAL`. It logs each one it is sent.
+    #[must_use]
+    pub fn is_not_understood(&self) -> bool {
+        matches!(self, Error::Message { source, .. } if source.kind() == io::ErrorKind::InvalidInput)
     }
 }
 
@@ -211,8 +215,8 @@ pub fn establish(
     if want.is_empty() {
         return Ok(None);
     }
-    let left = rows.iter().filter_map(|region| Mark::of_member(region.aux));
-    let mark = left.filter(|left| left.key == mark.key).next_back().unwrap_or(mark);
+    let mut left = rows.iter().filter_map(|region| Mark::of_member(region.aux));
+    let mark = left.rfind(|left| left.key == mark.key).unwrap_or(mark);
     let clockwork = Clockwork { precise: template.precise, bounds: &template.bounds };
     let descriptor = Descriptor {
         dialect: Dialect::Quoted,
