@@ -7,13 +7,13 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::RawFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::{fmt, io};
 
 use crate::message::RegionId;
 use crate::mode::{Mode, UnknownMode};
 
-/// Highest log level that lvm2 has.
+/// The highest log level of lvm2's daemon.
 pub const LOG_LEVEL_MAX: u8 = 3;
 
 /// What to print below a [`UsageError`]; ends with a line end.
@@ -21,13 +21,13 @@ pub const LOG_LEVEL_MAX: u8 = 3;
 pub fn usage() -> &'static str {
     "\
 Usage: dmfilemapd FD GROUP_ID PATH MODE [FOREGROUND [LOG_LEVEL]]
-  FD          number of an inherited descriptor on which the file is open for reading
+  FD          number of an inherited descriptor that is open on the file
   GROUP_ID    id of the group that holds the file's regions
   PATH        the file's path
   MODE        what to follow: inode or path
   FOREGROUND  1 to stay in the foreground, 0 (as without it) to become a daemon
   LOG_LEVEL   0 (as without it) to 3, the most talkative
-`dmstats create --filemap FILE` makes a group and starts dmfilemapd with these arguments.
+Usually started by `dmstats create --filemap FILE`, which makes the group.
 "
 }
 
@@ -102,12 +102,11 @@ impl Legacy {
     ///
     /// Those of `getcwd`: the current directory is gone.
     pub fn resolve(self) -> io::Result<Legacy> {
-        Ok(Legacy { path: absolute(self.path)?, ..self })
+        if self.path.is_absolute() {
+            return Ok(self);
+        }
+        Ok(Legacy { path: std::path::absolute(&self.path)?, ..self })
     }
-}
-
-fn absolute(path: PathBuf) -> io::Result<PathBuf> {
-    if path.is_absolute() { Ok(path) } else { std::path::absolute(Path::new(&path)) }
 }
 
 fn number(word: &OsStr) -> Option<u32> {
@@ -154,14 +153,12 @@ pub enum UsageError {
 impl fmt::Display for UsageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            UsageError::Count(1) => {
-                f.write_str("1 argument was given, but dmfilemapd takes 4 to 6; see the usage")
-            }
             UsageError::Count(count) => {
-                write!(f, "{count} arguments were given, but dmfilemapd takes 4 to 6; see the usage")
+                write!(f, "dmfilemapd takes 4 to 6 arguments and got {count}; see the usage")
             }
             UsageError::Argument { what, given, wanted } => {
-                write!(f, "the {what} is {given:?}, which is not {wanted}; give {wanted}")
+                let given = given.to_string_lossy();
+                write!(f, "the {what} {given:?} is not valid; give {wanted}")
             }
             UsageError::Mode(unknown) => write!(f, "{unknown}; give one of them"),
         }

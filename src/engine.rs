@@ -296,19 +296,9 @@ impl Engine {
         look.into_iter().chain(sweep).min()
     }
 
-    /// How many files are followed.
-    pub fn len(&self) -> usize {
-        self.followed
-    }
-
-    /// Whether no file is followed.
-    pub fn is_empty(&self) -> bool {
-        self.followed == 0
-    }
-
-    /// The group of a file, as far as is known.
-    pub fn group(&self, file: FileId) -> Option<Group> {
-        self.files.get(file.0)?.as_ref()?.group
+    /// Whether the file is followed still.
+    pub fn follows(&self, file: FileId) -> bool {
+        self.files.get(file.0).is_some_and(Option::is_some)
     }
 
     /// Takes what happened at time `now`, and adds to `actions` what is to be done.

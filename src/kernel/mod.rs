@@ -1,3 +1,12 @@
 //! The kernel's doors, and the only `unsafe` of the program.
 
 #![allow(unsafe_code)]
+
+pub mod control;
+pub mod fiemap;
+pub mod inode;
+pub mod memory;
+pub mod process;
+
+pub use control::Control;
+pub use memory::Memory;

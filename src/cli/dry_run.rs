@@ -1,0 +1,30 @@
+//! The device-mapper of `--dry-run`: a table in memory that says what it is told.
+
+use std::io::{self, Write as _};
+
+use crate::dm::{Device, Dm, Reply};
+use crate::entry::describe;
+use crate::kernel::memory::Memory;
+
+/// Prints every message that would change something, with the device it is for.
+#[derive(Debug, Default)]
+pub struct DryRun {
+    memory: Memory,
+}
+
+impl Dm for DryRun {
+    fn message(&mut self, device: Device, text: &[u8]) -> io::Result<Reply> {
+        if !text.starts_with(b"@stats_list") {
+            // Nobody may be reading any more; then there is nothing to do here but to end.
+            writeln!(io::stdout(), "{device} {}", String::from_utf8_lossy(text))?;
+        }
+        match self.memory.message(device, text) {
+            Err(error) if error.raw_os_error() == Some(nix::libc::ENXIO) => {
+                let (name, sectors) = describe(device);
+                self.memory.add_device(device, sectors, name.as_bytes(), b"");
+                self.memory.message(device, text)
+            }
+            answer => answer,
+        }
+    }
+}

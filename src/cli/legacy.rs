@@ -1,0 +1,123 @@
+//! `dmfilemapd FD GROUP_ID PATH MODE [FOREGROUND [LOG_LEVEL]]`: lvm2's daemon.
+
+use std::env;
+use std::ffi::OsString;
+use std::time::Duration;
+
+use log::LevelFilter;
+
+use super::{Exit, values};
+use crate::compat::{Legacy, usage};
+use crate::engine::Settings;
+use crate::entry::{entry, mark, random, settle};
+use crate::kernel::control::Control;
+use crate::kernel::process::{Forked, Stdio, adopt_fd, close_inherited, daemonize};
+use crate::place;
+use crate::run::{Entry, run};
+use crate::update::{self, Template};
+
+/// Checks everything that can be checked, becomes a daemon unless asked not to, and follows the
+/// file. Whatever goes wrong before that is told on stderr, and in the exit status: 1.
+pub fn main(args: &[OsString]) -> Exit {
+    let legacy = match Legacy::parse(args) {
+        Ok(legacy) => legacy,
+        Err(error) => {
+            eprintln!("dmfilemapd: {error}\n{}", usage().trim_end());
+            return Exit::Failed;
+        }
+    };
+    match start(legacy) {
+        Ok(()) => Exit::Ok,
+        Err(error) => {
+            eprintln!("dmfilemapd: {error}");
+            Exit::Failed
+        }
+    }
+}
+
+/// Everything that the daemon will need, checked.
+struct Prepared {
+    control: Control,
+    claim: u32,
+    entry: Entry,
+    settings: Settings,
+}
+
+fn start(legacy: Legacy) -> Result<(), String> {
+    let (foreground, log_level) = (legacy.foreground, legacy.log_level);
+    let prepared = prepare(legacy)?;
+    if foreground {
+        init_log(log_level);
+        return follow(prepared, || {});
+    }
+    let stdio = if log_level == 0 { Stdio::Silence } else { Stdio::Keep };
+    match daemonize(stdio).map_err(|error| format!("cannot become a daemon: {error}"))? {
+        Forked::Starter(outcome) => outcome.map_err(|not_ready| not_ready.to_string()),
+        Forked::Daemon(ready) => {
+            init_log(log_level);
+            let mut ready = Some(ready);
+            let outcome = follow(prepared, || {
+                if let Some(ready) = ready.take() {
+                    ready.report(Ok(()));
+                }
+            });
+            if let Some((ready, error)) = ready.take().zip(outcome.as_ref().err()) {
+                ready.report(Err(error));
+            }
+            outcome
+        }
+    }
+}
+
+fn prepare(legacy: Legacy) -> Result<Prepared, String> {
+    let file = adopt_fd(legacy.fd).map_err(|error| error.to_string())?;
+    if !legacy.foreground {
+        close_inherited().map_err(|e| format!("cannot close inherited descriptors: {e}"))?;
+    }
+    let legacy = legacy.resolve().map_err(|e| format!("the current directory is gone: {e}"))?;
+    let settings = settings()?;
+    let named = |error: &dyn std::fmt::Display| format!("{}: {error}", legacy.path.display());
+    let place = place::require(&file).map_err(|obstacle| named(&obstacle))?;
+    let mut control = Control::open().map_err(|error| error.to_string())?;
+
+    let (claim, mark) = (random(), mark(&legacy.path, legacy.mode, &place));
+    let group = update::adopt(&mut control, place.device, legacy.group, mark, claim);
+    let group = group.map_err(|error| named(&format_args!("on {}: {error}", place.device)))?;
+    let template = Template {
+        program_id: b"dmstats".to_vec(),
+        alias: Vec::new(),
+        precise: false,
+        bounds: Vec::new(),
+    };
+    let entry = entry(file, &legacy.path, legacy.mode, &place, Some(group), template);
+    Ok(Prepared { control, claim, entry, settings })
+}
+
+fn follow(prepared: Prepared, ready: impl FnOnce()) -> Result<(), String> {
+    let Prepared { control, claim, entry, settings } = prepared;
+    let outcome = run(control, claim, vec![entry], settings, ready);
+    outcome.map(drop).map_err(|error| format!("cannot start: {error}"))
+}
+
+/// libdm's command line has no room for them, so they come from the environment.
+fn settings() -> Result<Settings, String> {
+    let default = Settings::default();
+    let interval = from_environment("DMFILEMAPD_INTERVAL", default.interval)?;
+    let full_look = from_environment("DMFILEMAPD_FULL_LOOK", default.full_look)?;
+    Ok(Settings { interval, full_look, settle: settle(), ..default })
+}
+
+fn from_environment(name: &str, default: Duration) -> Result<Duration, String> {
+    let Some(value) = env::var_os(name) else { return Ok(default) };
+    values::interval(&value.to_string_lossy()).map_err(|error| format!("{name}: {error}"))
+}
+
+fn init_log(log_level: u8) {
+    let level = match log_level {
+        0 => LevelFilter::Off,
+        1 => LevelFilter::Info,
+        2 => LevelFilter::Debug,
+        _ => LevelFilter::Trace,
+    };
+    env_logger::Builder::new().filter_level(level).format(super::log_line).init();
+}

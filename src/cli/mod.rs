@@ -1,0 +1,127 @@
+//! The native command line: one file per subcommand.
+
+mod dry_run;
+mod explain;
+mod files;
+mod legacy;
+mod run;
+mod update;
+mod values;
+
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use log::Level;
+
+use crate::compat;
+use crate::kernel::control::{OpenError, OpenErrorKind};
+
+/// How the program ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// All was done.
+    Ok = 0,
+    /// Something was not.
+    Failed = 1,
+    /// The command line is wrong.
+    Usage = 2,
+    /// There is no device-mapper.
+    Unavailable = 69,
+    /// There is, but not for this user.
+    NoPermission = 77,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        ExitCode::from(exit as u8)
+    }
+}
+
+/// Why a command did not succeed: what to print, and how to end.
+#[derive(Debug)]
+struct Failure(Exit, String);
+
+impl Failure {
+    fn new(error: impl Display) -> Failure {
+        Failure(Exit::Failed, error.to_string())
+    }
+
+    fn at(path: &std::path::Path, error: impl Display) -> Failure {
+        Failure(Exit::Failed, format!("{}: {error}", path.display()))
+    }
+}
+
+impl From<OpenError> for Failure {
+    fn from(error: OpenError) -> Failure {
+        let exit = match error.kind() {
+            OpenErrorKind::NoNode | OpenErrorKind::NoDriver | OpenErrorKind::WrongVersion => {
+                Exit::Unavailable
+            }
+            OpenErrorKind::NoPermission => Exit::NoPermission,
+            OpenErrorKind::Other => Exit::Failed,
+        };
+        Failure(exit, error.to_string())
+    }
+}
+
+/// Keeps device-mapper statistics groups equal to the extents of files.
+///
+/// Called as `dmfilemapd FD GROUP_ID PATH MODE [FOREGROUND [LOG_LEVEL]]` it is lvm2's daemon of
+/// the same name: that is how `dmstats create --filemap` starts it.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Follow files in the foreground until a signal says stop; the groups stay
+    Run(run::Arguments),
+    /// Bring the groups of files up to date once, and make those that do not exist
+    Update(update::Arguments),
+    /// Say where a file lies, what would be done for it and what is in the way; needs no root
+    Explain(explain::Arguments),
+}
+
+/// One line of the log: who speaks, and how bad it is where it is.
+fn log_line(out: &mut env_logger::fmt::Formatter, record: &log::Record<'_>) -> io::Result<()> {
+    match record.level() {
+        Level::Error => writeln!(out, "dmfilemapd: error: {}", record.args()),
+        Level::Warn => writeln!(out, "dmfilemapd: warning: {}", record.args()),
+        _ => writeln!(out, "dmfilemapd: {}", record.args()),
+    }
+}
+
+/// Runs the program with these arguments, the first of which is its name.
+pub fn main(args: &[OsString]) -> ExitCode {
+    let rest = args.get(1..).unwrap_or_default();
+    if compat::is_legacy(rest) {
+        return legacy::main(rest).into();
+    }
+    let arguments = match Arguments::try_parse_from(args) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help and version come this way too. With nobody to read them there is no one to tell.
+            error.print().ok();
+            let exit = if error.use_stderr() { Exit::Usage } else { Exit::Ok };
+            return exit.into();
+        }
+    };
+    let outcome = match arguments.command {
+        Command::Run(arguments) => run::main(&arguments),
+        Command::Update(arguments) => update::main(&arguments),
+        Command::Explain(arguments) => explain::main(&arguments),
+    };
+    match outcome {
+        Ok(exit) => exit.into(),
+        Err(Failure(exit, message)) => {
+            eprintln!("dmfilemapd: {message}");
+            exit.into()
+        }
+    }
+}

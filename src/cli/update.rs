@@ -1,0 +1,71 @@
+//! `dmfilemapd update`: one pass over files.
+
+use clap::Args;
+
+use super::dry_run::DryRun;
+use super::files::Files;
+use super::{Exit, Failure};
+use crate::dm::Dm;
+use crate::entry::random;
+use crate::kernel::control::Control;
+use crate::kernel::fiemap::Pages;
+use crate::run::Entry;
+use crate::sample::{self, Reach};
+use crate::sight::{Map, Sight};
+use crate::update;
+
+#[derive(Debug, Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    files: Files,
+}
+
+pub fn main(arguments: &Arguments) -> Result<Exit, Failure> {
+    if arguments.files.dry_run {
+        return pass(DryRun::default(), &arguments.files);
+    }
+    pass(Control::open()?, &arguments.files)
+}
+
+/// Goes on with the other files if one fails, and says so in the end.
+fn pass(mut dm: impl Dm, files: &Files) -> Result<Exit, Failure> {
+    let claim = random();
+    let mut exit = Exit::Ok;
+    for mut entry in files.entries(&mut dm, claim)? {
+        match update_one(&mut dm, claim, &mut entry) {
+            Ok(done) => println!("{}: {done}", entry.name),
+            Err(error) => {
+                eprintln!("dmfilemapd: {}: {error}", entry.name);
+                exit = Exit::Failed;
+            }
+        }
+    }
+    Ok(exit)
+}
+
+fn update_one(dm: &mut impl Dm, claim: u32, entry: &mut Entry) -> Result<String, String> {
+    let map = read(&mut entry.reach)?;
+    let device = entry.spec.device;
+    let updated = match entry.spec.group {
+        Some(group) => update::update(dm, device, group, &map.extents).map(Some),
+        None => {
+            let Entry { template, mark, .. } = entry;
+            update::establish(dm, device, template, *mark, claim, &map.extents)
+        }
+    };
+    let done = match updated.map_err(|error| error.to_string())? {
+        Some(updated) => crate::engine::Report::Updated(updated).to_string(),
+        None => "no group yet: the file has no extent".to_owned(),
+    };
+    let rest = if map.pending { "; part of it has no place on the device yet" } else { "" };
+    Ok(format!("{done}{rest}"))
+}
+
+fn read(reach: &mut Reach) -> Result<Map, String> {
+    match sample::look(reach, None, true, &mut Pages::default()) {
+        Sight::Mapped(_, map) => Ok(map),
+        Sight::Absent(why) | Sight::Failed(why) => Err(why),
+        Sight::Unused => Err("it was unlinked meanwhile".to_owned()),
+        Sight::Same => unreachable!("a look that has no last stamp reads the map"),
+    }
+}
