@@ -443,7 +443,7 @@ impl Engine {
         let Job::Update(fingerprint) = followed.job else { return };
         match outcome {
             Ok(None) => {
-                followed.shown = Some(fingerprint); // nothing: the next map that differs is something
+                followed.shown = Some(fingerprint); // no extent; the next map has one
                 self.worked(now, file, actions);
             }
             Ok(Some(updated)) => {

@@ -2,7 +2,8 @@
 //!
 //! A descriptor lists ids, and ids scatter: of 2,000 regions every second one goes, and what is
 //! left is `1,3,5,...`, 4,444 bytes where LVM2 reads 4,094. Then some regions have to be made anew,
-//! next to each other. That costs their counts and a create each, so it is done to as few as will do.
+//! next to each other. That costs their counts and a create each, so it is done to as few as will
+//! do.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,6 +1,69 @@
 //! Keeps groups of device-mapper statistics regions equal to the extents of files, by polling.
+//!
+//! Device-mapper can count the I/O on any range of a device (`dmstats`). A file is a set of such
+//! ranges, its extents, and they move: files grow, shrink, are punched, defragmented, replaced.
+//! This crate keeps a group of regions where the file is, so that a reader of the group sees the
+//! I/O that really goes to that file: below the page cache, under LVM and LUKS.
+//!
+//! # The path of one look
+//!
+//! 1. The [`engine`] says that a file is due. A sampler [looks](sample) at it: `stat` first; that
+//!    is all while nothing happens.
+//! 2. If the [stamp](sight::Stamp) differs, or a map is due for another reason, the sampler reads
+//!    the extents (`FIEMAP`, never with a sync), in [normal form](extent::Extents).
+//! 3. If their [fingerprint](extent::Extents::fingerprint) is not the one of the map that the group
+//!    shows, the extents go to the thread that talks to the device-mapper.
+//! 4. [`update`] lists the device's regions, finds ours, [plans](plan), and sends the messages in
+//!    an order in which any of them may be the last. What it found and did comes back as an event.
+//!
+//! # The map of the code
+//!
+//! Each floor uses only those above it in this list; reading order is the order of the list.
+//!
+//! | floor | modules | |
+//! |---|---|---|
+//! | 0: values, no I/O | [`extent`] | sectors, maps in normal form |
+//! | | [`message`], [`group`], [`dm`] | the protocol, the group descriptor, the seam |
+//! | | [`mode`], [`sight`] | what a file is followed by, what a look gives |
+//! | | [`plan`], [`fit`] | from regions and extents to a delta, short enough to be read |
+//! | 1: decisions | [`update`] | one group, from what it is to what it should be |
+//! | | [`engine`] | `(now, event)` to actions: what is due, what is under way, when to stop |
+//! | 2: the kernel | [`kernel`] | FIEMAP, `/dev/mapper/control`, a table in memory, forks |
+//! | 3: the program | [`sample`], [`place`], [`entry`] | one look at one file; where it lies |
+//! | | [`mod@run`] | threads, queues, signals |
+//! | 4: front doors | [`compat`], [`cli`], [`launch`] | lvm2's command line, ours, a library |
+//!
+//! What is *not* there, and is to stay so (`tests/tidy.rs` holds the code to it):
+//!
+//! * Floors 0 and 1 know no file, clock, thread, log or system call.
+//! * There is no `unsafe` outside [`kernel`].
+//! * Threads are started in [`mod@run`] only, and only its ioctl thread holds a [`dm::Dm`].
+//! * Nothing that is remembered about the kernel is trusted: every update begins with a listing.
+//! * Nothing uses inotify or fanotify, and nothing asks for a writeback.
+//!
+//! # Words
+//!
+//! | word | meaning |
+//! |---|---|
+//! | sector | 512 bytes, whatever the device's block size |
+//! | extent | a run of sectors of one device, never empty |
+//! | map | all extents of a file, in normal form: sorted, disjoint, merged |
+//! | region | the kernel's object: an id, an extent, `program_id`, `aux_data`, counters |
+//! | area | a part of a region with counters of its own; ours have one |
+//! | group | regions that are reported together; LVM2's notion, unknown to the kernel |
+//! | leader | the lowest member of a group; its id is the group's |
+//! | descriptor | what names the members; lives in the leader's `aux_data` |
+//! | mark | our word in `aux_data` that says which file a region maps |
+//! | claim | our word in the descriptor that says which process follows the group |
+//! | orphan | a region with a mark that no descriptor names: the leftover of a cut update |
+//! | anchor | the one region of a group whose file has no extent; lies beyond every device |
+//! | stamp | what `stat` says, as far as a change may show in it |
+//! | look | one `stat`, and one reading of the map if it is due; a full look reads it anyway |
+//! | sweep | one listing of a device, to see what others did to our groups |
+//! | delta | what to keep, create and delete |
+//! | message, reply | one line of text to the kernel, and its answer |
 
-#![allow(clippy::must_use_candidate)]
+#![allow(clippy::must_use_candidate)] // says nothing that the signature does not
 
 pub mod cli;
 pub mod compat;

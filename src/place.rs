@@ -141,8 +141,8 @@ pub fn obstacle_of_addresses(file: &File, place: &Place) -> Option<Obstacle> {
              path in the layer below (upperdir or lowerdir in /proc/self/mountinfo)",
         ),
         Filesystem::Xfs if is_realtime(file) => Some(
-            "it is a realtime file of xfs: its addresses are of the realtime device, and stat names \
-             the data device",
+            "it is a realtime file of xfs: its addresses are of the realtime device, while stat \
+             names the data device",
         ),
         _ => None,
     };

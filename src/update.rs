@@ -122,7 +122,8 @@ impl Error {
     /// Whether the kernel does not understand the message: `EINVAL`. It logs each one it is sent.
     #[must_use]
     pub fn is_not_understood(&self) -> bool {
-        matches!(self, Error::Message { source, .. } if source.kind() == io::ErrorKind::InvalidInput)
+        let Error::Message { source, .. } = self else { return false };
+        source.kind() == io::ErrorKind::InvalidInput
     }
 }
 

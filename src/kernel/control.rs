@@ -24,6 +24,10 @@ const FIRST_LIST: usize = 16 << 10;
 /// Most bytes that are offered: `copy_params()` of newer kernels takes no more.
 const OFFER_MAX: u32 = 1 << 30;
 
+/// Most bytes of the text of a `@stats_create`. A word of 4 MiB, which `kstrdup()` cannot copy,
+/// makes `dm_stats_create()` crash the kernel instead of failing.
+const CREATE_MAX: usize = 4 << 20;
+
 /// Most bytes of the buffer that are kept from one message to the next.
 const KEEP_MAX: usize = 1 << 20;
 
@@ -354,6 +358,9 @@ impl Dm for Control {
         let kind = Kind::of(text);
         let mut memo = self.memos.get(&device).copied().unwrap_or_default();
         if kind == Kind::Create {
+            if text.len() > CREATE_MAX {
+                return Err(Errno::ENOMEM.into());
+            }
             self.pause(memo.pace);
         }
         let began = Instant::now();

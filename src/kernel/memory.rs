@@ -93,11 +93,11 @@ impl Memory {
         if row.id > RegionId::MAX || region.step == 0 {
             return Err(Errno::EINVAL.into());
         }
-        let bytes = self.room_for(&region)?;
-        let table = self.tables.get_mut(&device).ok_or(Errno::ENXIO)?;
+        self.check_room(&region)?;
+        self.bytes += region.bytes();
         table.free.take(row.id.0);
         let old = table.regions.insert(row.id.0, region);
-        self.bytes = self.bytes + bytes - old.map_or(0, |old| old.bytes());
+        self.bytes -= old.map_or(0, |old| old.bytes());
         Ok(())
     }
 
@@ -128,12 +128,15 @@ impl Memory {
         }
     }
 
-    /// The first half of `dm_stats_create()`: what the region takes, if there is room for it.
-    fn room_for(&self, region: &Region) -> Result<u64, Errno> {
-        let bytes = region.bytes_of(region.areas()).ok_or(Errno::EOVERFLOW)?;
-        let full = self.bytes.checked_add(bytes).is_none_or(|sum| sum > self.bytes_max);
-        let copied = region.program_id.len().max(region.aux.len()) <= WORD_MAX;
-        if full || !copied { Err(Errno::ENOMEM) } else { Ok(bytes) }
+    /// The first half of `dm_stats_create()`: looks for room.
+    ///
+    /// A word that cannot be copied is the one case in which the kernel is not followed: it crashes
+    /// there, since `dm_stat_free()` takes for granted what was not allocated yet.
+    fn check_room(&self, region: &Region) -> Result<(), Errno> {
+        let needed = region.bytes_needed().ok_or(Errno::EOVERFLOW)?;
+        let room = self.bytes_max.saturating_sub(self.bytes);
+        let longest = region.program_id.len().max(region.aux.len());
+        if needed <= room && longest <= WORD_MAX { Ok(()) } else { Err(Errno::ENOMEM) }
     }
 
     /// `message_for_md()` and `dm_stats_message()`: finds the message by its first word.
@@ -158,15 +161,15 @@ impl Memory {
     fn create(&mut self, device: Device, args: &[Vec<u8>]) -> Result<Vec<u8>, Errno> {
         let table = self.tables.get(&device).ok_or(Errno::ENXIO)?;
         let region = Region::parse(args, table.sectors)?;
-        let bytes = self.room_for(&region)?;
+        self.check_room(&region)?;
         let table = self.tables.get_mut(&device).ok_or(Errno::ENXIO)?;
         if table.regions.len() >= self.regions_max {
             return Err(Errno::ENOMEM);
         }
         let id = table.free.lowest().ok_or(Errno::ENFILE)?;
         table.free.take(id);
+        self.bytes += region.bytes();
         table.regions.insert(id, region);
-        self.bytes += bytes;
         Ok(id.to_string().into_bytes())
     }
 
@@ -348,24 +351,23 @@ impl Region {
         (self.end - self.start).div_ceil(self.step)
     }
 
-    /// What the kernel accounts for such a region of so many areas; `None` where its arithmetic
-    /// overflows, which `dm_stats_create()` looks for.
-    fn bytes_of(&self, areas: u64) -> Option<u64> {
-        let bins = if self.bounds.is_empty() { 0 } else { self.bounds.len() as u64 + 1 };
+    /// What `dm_stats_create()` looks for room for, in bytes; `None` if it cannot count so far.
+    ///
+    /// It looks for the two bins of an area that a region without histogram does not have.
+    fn bytes_needed(&self) -> Option<u64> {
+        let (areas, bins) = (self.areas(), self.bounds.len() as u64 + 1);
         areas.checked_add(1)?;
         let shared = areas.checked_mul(AREA_BYTES)?.checked_add(REGION_BYTES)?;
-        // Checked for one bin even where there is no histogram; then it takes no memory.
-        areas.checked_mul(8)?.checked_mul(bins.max(1))?;
-        let histograms = 2 * u128::from(areas) * 8 * u128::from(bins);
-        let per_cpu = u128::from(areas) * u128::from(AREA_PER_CPU_BYTES);
-        // More than 64 bits hold is more than any machine has: no overflow, but no memory.
-        let sum = u128::from(shared) + per_cpu + histograms;
-        Some(u64::try_from(sum).unwrap_or(u64::MAX))
+        let histogram = areas.checked_mul(8)?.checked_mul(bins)?;
+        // A sum beyond 64 bits is no overflow there, but more than any machine has.
+        let per_cpu = areas.saturating_mul(AREA_PER_CPU_BYTES).saturating_add(histogram);
+        Some(shared.saturating_add(histogram).saturating_add(per_cpu))
     }
 
-    /// What the kernel accounts for this region, which it has.
+    /// What the region takes, in bytes.
     fn bytes(&self) -> u64 {
-        self.bytes_of(self.areas()).expect("a region that was created did not overflow")
+        let bins = if self.bounds.is_empty() { 0 } else { self.bounds.len() as u64 + 1 };
+        REGION_BYTES + self.areas() * (AREA_BYTES + AREA_PER_CPU_BYTES + 2 * 8 * bins)
     }
 
     /// `__dm_stat_bio()`
@@ -795,11 +797,13 @@ mod tests {
         memory.set_regions_max(1);
         check(&mut memory, &[("@stats_create - /1", "0"), ("@stats_create - /1", "ENOMEM")]);
         memory.set_regions_max(2);
-        memory.set_bytes_max(2 * 360 - 1);
+        memory.set_bytes_max(360 + 376 - 1);
         check(&mut memory, &[("@stats_create - /1", "ENOMEM"), ("@stats_delete 0", "")]);
         assert_eq!(memory.bytes(), 0);
         check(&mut memory, &[("@stats_create - /1", "0")]);
         assert_eq!(memory.bytes(), 360);
+        memory.set_bytes_max(360 + 376);
+        check(&mut memory, &[("@stats_create - /1", "1")]);
         memory.remove_device(DEVICE);
         assert_eq!(memory.bytes(), 0);
     }

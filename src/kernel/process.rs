@@ -223,11 +223,11 @@ pub fn daemonize(stdio: Stdio) -> io::Result<Forked> {
         return Ok(Forked::Starter(read_report(starter)?));
     }
     drop(starter);
-    let mut ready = Ready { starter: daemon, null };
+    let ready = Ready { starter: daemon, null };
     match detach() {
         Ok(ForkResult::Child) => return Ok(Forked::Daemon(ready)),
         Ok(ForkResult::Parent { .. }) => {}
-        Err(error) => ready.send(Err(&format!("cannot become a daemon: {error}"))),
+        Err(error) => ready.report(Err(&format!("cannot become a daemon: {error}"))),
     }
     // SAFETY: ends this process, the one between the two, and nothing else: it runs neither
     // destructors nor the starter's exit handlers.
@@ -285,30 +285,22 @@ impl Ready {
     /// Nobody may be left to hear it: then the report is lost, and that is no error. Other threads
     /// may run by now.
     pub fn report(mut self, outcome: Result<(), &str>) {
-        self.silence();
-        self.send(outcome);
-    }
-
-    /// Comes before the starter's release, after which its caller may wait for the end of a pipe.
-    fn silence(&mut self) {
-        if let Some(null) = self.null.take() {
-            let replaced = dup2_stdin(&null).and(dup2_stdout(&null)).and(dup2_stderr(&null));
-            replaced.expect("dup2() between two open descriptors");
-        }
-    }
-
-    fn send(&mut self, outcome: Result<(), &str>) {
         let report = match outcome {
             Ok(()) => vec![READY],
             Err(reason) => [&[FAILED], reason.as_bytes()].concat(),
         };
-        drop(self.starter.write_all(&report)); // fails if the starter is gone, see report()
+        drop(self.starter.write_all(&report)); // it is an error if the starter is gone
     }
 }
 
 impl Drop for Ready {
+    /// Silences the process and then, by closing the socket, lets the starter go: in this order,
+    /// because the caller of the starter may wait for the end of its pipes after that.
     fn drop(&mut self) {
-        self.silence();
+        if let Some(null) = self.null.take() {
+            let replaced = dup2_stdin(&null).and(dup2_stdout(&null)).and(dup2_stderr(&null));
+            replaced.expect("dup2() between two open descriptors");
+        }
     }
 }
 
