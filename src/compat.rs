@@ -21,7 +21,7 @@ pub const LOG_LEVEL_MAX: u8 = 3;
 pub fn usage() -> &'static str {
     "\
 Usage: dmfilemapd FD GROUP_ID PATH MODE [FOREGROUND [LOG_LEVEL]]
-  FD          number of an inherited descriptor that is open on the file
+  FD          number of an inherited file descriptor, open on the file
   GROUP_ID    id of the group that holds the file's regions
   PATH        the file's path
   MODE        what to follow: inode or path
@@ -79,7 +79,7 @@ impl Legacy {
         };
         let fd = number(fd)
             .and_then(|number| RawFd::try_from(number).ok())
-            .ok_or_else(|| bad("descriptor", fd, "a decimal number from 0 to 2147483647"))?;
+            .ok_or_else(|| bad("file descriptor", fd, "a decimal number from 0 to 2147483647"))?;
         let group = number(group)
             .map(RegionId)
             .filter(|id| *id <= RegionId::MAX)

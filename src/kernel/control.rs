@@ -24,9 +24,10 @@ const FIRST_LIST: usize = 16 << 10;
 /// Most bytes that are offered: `copy_params()` of newer kernels takes no more.
 const OFFER_MAX: u32 = 1 << 30;
 
-/// Most bytes of the text of a `@stats_create`. A word of 4 MiB, which `kstrdup()` cannot copy,
-/// makes `dm_stats_create()` crash the kernel instead of failing.
-const CREATE_MAX: usize = 4 << 20;
+/// Most bytes of the text of a `@stats_create`. If the kernel has no memory to copy a word to,
+/// `dm_stat_free()` crashes on what `dm_stats_create()` did not come to allocate. Up to this size,
+/// `kmalloc()` does not fail before the kernel has killed every process to avoid that.
+pub(super) const CREATE_MAX: usize = 32 << 10;
 
 /// Most bytes of the buffer that are kept from one message to the next.
 const KEEP_MAX: usize = 1 << 20;
@@ -348,7 +349,8 @@ impl Dm for Control {
     /// # Errors
     ///
     /// Besides the kernel's errno: `EINVAL` if `text` holds a NUL, at which the kernel would stop
-    /// reading; and errors without an errno for a reply longer than 1 GiB, and for one that makes
+    /// reading; `ENOMEM` if it is a `@stats_create` of more than 32 KiB, which may crash the
+    /// kernel; and errors without an errno for a reply longer than 1 GiB, and for one that makes
     /// no sense or comes from another device.
     fn message(&mut self, device: Device, text: &[u8]) -> io::Result<Reply> {
         let dev = encode(device).ok_or(Errno::ENXIO)?;

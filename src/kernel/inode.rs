@@ -136,8 +136,8 @@ mod tests {
             let file = File::create(&path).unwrap();
             let of_another_descriptor = generation(&File::open(&path).unwrap());
             assert_eq!(generation(&file), of_another_descriptor);
-            if let Some(generation) = of_another_descriptor {
-                seen.push((file.metadata().unwrap().ino(), generation));
+            if let Some(number) = of_another_descriptor {
+                seen.push((file.metadata().unwrap().ino(), number));
             }
             fs::remove_file(&path).unwrap();
         }

@@ -14,14 +14,12 @@ use nix::errno::Errno;
 
 use crate::dm::{Device, Dm, Reply};
 use crate::extent::Extent;
+use crate::kernel::control::CREATE_MAX;
 use crate::message::{self, RegionId, is_space};
 
 /// Bytes in the longest word that the kernel can copy: `kstrdup()` adds a NUL, and `kmalloc()`
 /// ends at 4 MiB.
 const WORD_MAX: usize = (4 << 20) - 1;
-
-/// Most bounds of a histogram: their 64-bit array ends at the same 4 MiB.
-const BOUNDS_MAX: usize = (4 << 20) / 8;
 
 /// Bytes of the kernel's `struct dm_stat`, `dm_stat_shared` and `dm_stat_percpu`: a region, an
 /// area, and an area once more for each CPU; here there is one CPU.
@@ -94,6 +92,7 @@ impl Memory {
             return Err(Errno::EINVAL.into());
         }
         self.check_room(&region)?;
+        let table = self.tables.get_mut(&device).ok_or(Errno::ENXIO)?;
         self.bytes += region.bytes();
         table.free.take(row.id.0);
         let old = table.regions.insert(row.id.0, region);
@@ -129,14 +128,10 @@ impl Memory {
     }
 
     /// The first half of `dm_stats_create()`: looks for room.
-    ///
-    /// A word that cannot be copied is the one case in which the kernel is not followed: it crashes
-    /// there, since `dm_stat_free()` takes for granted what was not allocated yet.
     fn check_room(&self, region: &Region) -> Result<(), Errno> {
         let needed = region.bytes_needed().ok_or(Errno::EOVERFLOW)?;
         let room = self.bytes_max.saturating_sub(self.bytes);
-        let longest = region.program_id.len().max(region.aux.len());
-        if needed <= room && longest <= WORD_MAX { Ok(()) } else { Err(Errno::ENOMEM) }
+        if needed <= room { Ok(()) } else { Err(Errno::ENOMEM) }
     }
 
     /// `message_for_md()` and `dm_stats_message()`: finds the message by its first word.
@@ -145,6 +140,7 @@ impl Memory {
         let (keyword, args) = words.split_first().ok_or(Errno::EINVAL)?;
         let table = self.tables.get_mut(&device).ok_or(Errno::ENXIO)?;
         match keyword.to_ascii_lowercase().as_slice() {
+            b"@stats_create" if text.len() > CREATE_MAX => Err(Errno::ENOMEM), // as `Control`
             b"@stats_create" => self.create(device, args),
             b"@stats_delete" => self.delete(device, args),
             b"@stats_clear" => table.clear(args),
@@ -191,7 +187,7 @@ impl Dm for Memory {
         let table = self.tables.get(&device).ok_or(Errno::ENXIO)?;
         let (name, uuid) = (table.name.clone(), table.uuid.clone());
         if text.contains(&0) {
-            return Err(Errno::EINVAL.into()); // `Control` says so; the kernel would stop reading
+            return Err(Errno::EINVAL.into()); // as `Control`
         }
         Ok(Reply { name, uuid, text: self.run(device, text)? })
     }
@@ -582,13 +578,9 @@ fn parse_step(word: &[u8], sectors: u64) -> Option<u64> {
 
 /// `parse_histogram()`: rising bounds from 1, and no comma at the end.
 fn parse_bounds(word: &[u8]) -> Result<Vec<u64>, Errno> {
-    let words = word.split(|byte| *byte == b',');
-    if words.clone().count() > BOUNDS_MAX {
-        return Err(Errno::ENOMEM);
-    }
     let mut bounds = Vec::new();
     let mut last = 0;
-    for word in words {
+    for word in word.split(|byte| *byte == b',') {
         let bound = Scan(word).last_number().filter(|bound| *bound > last);
         last = bound.ok_or(Errno::EINVAL)?;
         bounds.push(last);

@@ -100,12 +100,14 @@ impl fmt::Display for AdoptError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             AdoptError::NotOpen { number } => {
-                write!(f, "descriptor {number} is not open; open the file on it, as {number}<FILE")
+                write!(f, "file descriptor {number} is not open; open it with {number}<FILE")
             }
             AdoptError::NotReadable { number } => {
-                write!(f, "descriptor {number} is not open for reading; open the file O_RDONLY")
+                write!(f, "file descriptor {number} is not open for reading; open it O_RDONLY")
             }
-            AdoptError::Kernel { number, .. } => write!(f, "cannot take over descriptor {number}"),
+            AdoptError::Kernel { number, .. } => {
+                write!(f, "cannot take over file descriptor {number}")
+            }
         }
     }
 }
