@@ -1,6 +1,7 @@
 //! `dmfilemapd FD GROUP_ID PATH MODE [FOREGROUND [LOG_LEVEL]]`: lvm2's daemon.
 
 use std::env;
+use std::error::Error as _;
 use std::ffi::OsString;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use crate::compat::{Legacy, usage};
 use crate::engine::Settings;
 use crate::entry::{entry, mark, random, settle};
 use crate::kernel::control::Control;
-use crate::kernel::process::{Forked, Stdio, adopt_fd, close_inherited, daemonize};
+use crate::kernel::process::{Forked, Ready, Stdio, adopt_fd, close_inherited, daemonize};
 use crate::place;
 use crate::run::{Entry, run};
 use crate::update::{self, Template};
@@ -27,7 +28,7 @@ pub fn main(args: &[OsString]) -> Exit {
         }
     };
     match start(legacy) {
-        Ok(()) => Exit::Ok,
+        Ok(exit) => exit,
         Err(error) => {
             eprintln!("dmfilemapd: {error}");
             Exit::Failed
@@ -43,34 +44,45 @@ struct Prepared {
     settings: Settings,
 }
 
-fn start(legacy: Legacy) -> Result<(), String> {
+fn start(legacy: Legacy) -> Result<Exit, String> {
     let (foreground, log_level) = (legacy.foreground, legacy.log_level);
     let prepared = prepare(legacy)?;
     if foreground {
         init_log(log_level);
-        return follow(prepared, || {});
+        return follow(prepared, || {}).map(|()| Exit::Ok);
     }
     let stdio = if log_level == 0 { Stdio::Silence } else { Stdio::Keep };
     match daemonize(stdio).map_err(|error| format!("cannot become a daemon: {error}"))? {
-        Forked::Starter(outcome) => outcome.map_err(|not_ready| not_ready.to_string()),
+        Forked::Starter(outcome) => outcome.map_err(|e| e.to_string()).map(|()| Exit::Ok),
         Forked::Daemon(ready) => {
             init_log(log_level);
-            let mut ready = Some(ready);
-            let outcome = follow(prepared, || {
-                if let Some(ready) = ready.take() {
-                    ready.report(Ok(()));
-                }
-            });
-            if let Some((ready, error)) = ready.take().zip(outcome.as_ref().err()) {
-                ready.report(Err(error));
-            }
-            outcome
+            Ok(serve(prepared, ready))
+        }
+    }
+}
+
+/// In the daemon: what goes wrong before it is ready, the starter tells.
+fn serve(prepared: Prepared, ready: Ready) -> Exit {
+    let mut ready = Some(ready);
+    let mut report = |outcome: Result<(), &str>| {
+        if let Some(ready) = ready.take() {
+            ready.report(outcome);
+        }
+    };
+    match follow(prepared, || report(Ok(()))) {
+        Ok(()) => Exit::Ok,
+        Err(error) => {
+            report(Err(&error));
+            Exit::Failed
         }
     }
 }
 
 fn prepare(legacy: Legacy) -> Result<Prepared, String> {
-    let file = adopt_fd(legacy.fd).map_err(|error| error.to_string())?;
+    let file = adopt_fd(legacy.fd).map_err(|error| match error.source() {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    })?;
     if !legacy.foreground {
         close_inherited().map_err(|e| format!("cannot close inherited descriptors: {e}"))?;
     }

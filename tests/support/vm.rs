@@ -1,0 +1,96 @@
+//! Tests that need device-mapper, run in a kernel of their own by `contrib/vm/run`.
+//!
+//! Such a test begins with
+//!
+//! ```text
+//! if !vm::inside("name_of_the_test") {
+//!     return;
+//! }
+//! ```
+//!
+//! Outside it boots a kernel, runs that one test of the same program in there, and returns; inside
+//! the test goes on, as root.
+
+#![allow(dead_code)] // each file of tests uses its share
+
+use std::env;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use dmfilemapd::dm::Device;
+
+const INSIDE: &str = "DMFILEMAPD_IN_VM";
+
+/// Whether this is the kernel in which the test `name` is to run; if not, the test has run when
+/// this returns.
+///
+/// # Panics
+///
+/// The test failed, or did not run; or the host lacks what it takes, and `CI` is set.
+pub fn inside(name: &str) -> bool {
+    if env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    let output = boot(name);
+    let (stdout, stderr) = text_of(&output);
+    if output.status.code() == Some(125) && stderr.contains(" is missing: ") {
+        assert!(env::var_os("CI").is_none(), "{name} cannot run here: {stderr}");
+        eprintln!("SKIPPED {name}: {}", stderr.trim_end());
+        return false;
+    }
+    print!("{stdout}");
+    eprint!("{stderr}");
+    assert!(output.status.success(), "{name}: {} in the kernel of vm/run", output.status);
+    assert!(stdout.contains("test result: ok. 1 passed;"), "{name} is not the name of one test");
+    false
+}
+
+/// Runs the test in a kernel, for five minutes at most.
+fn boot(name: &str) -> Output {
+    let runner = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/vm/run");
+    Command::new(&runner)
+        .args(["-t", "300", "--", "env", &format!("{INSIDE}=1")])
+        .arg(env::current_exe().expect("the test knows its program"))
+        .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|error| panic!("{}: {error}", runner.display()))
+}
+
+/// Runs a script with `sh -e` and returns what it printed.
+///
+/// # Panics
+///
+/// It failed.
+pub fn sh(script: &str) -> String {
+    let output = Command::new("sh").args(["-ec", script]).stdin(Stdio::null()).output();
+    let output = output.expect("there is a shell");
+    let (stdout, stderr) = text_of(&output);
+    assert!(output.status.success(), "{script}\n{}\n{stdout}{stderr}", output.status);
+    stdout
+}
+
+/// Makes a device-mapper device over the whole of `/dev/ram{ramdisk}`; returns its node.
+pub fn linear(name: &str, ramdisk: u32) -> PathBuf {
+    let sectors = sh(&format!("blockdev --getsz /dev/ram{ramdisk}"));
+    table(name, &format!("0 {} linear /dev/ram{ramdisk} 0", sectors.trim_end()))
+}
+
+/// Makes a device-mapper device with a table of one line; returns its node.
+pub fn table(name: &str, table: &str) -> PathBuf {
+    sh(&format!("DM_DISABLE_UDEV=1 dmsetup create {name} --table '{table}'"));
+    Path::new("/dev/mapper").join(name)
+}
+
+/// The device behind a node.
+pub fn device(node: &Path) -> Device {
+    let number = node.metadata().unwrap_or_else(|error| panic!("{}: {error}", node.display()));
+    let (major, minor) = (nix::libc::major(number.rdev()), nix::libc::minor(number.rdev()));
+    Device { major, minor }
+}
+
+fn text_of(output: &Output) -> (String, String) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (text(&output.stdout), text(&output.stderr))
+}
