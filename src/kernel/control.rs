@@ -25,8 +25,8 @@ const FIRST_LIST: usize = 16 << 10;
 const OFFER_MAX: u32 = 1 << 30;
 
 /// Most bytes of the text of a `@stats_create`. If the kernel has no memory to copy a word to,
-/// `dm_stat_free()` crashes on what `dm_stats_create()` did not come to allocate. Up to this size,
-/// `kmalloc()` does not fail before the kernel has killed every process to avoid that.
+/// `dm_stat_free()` crashes on what `dm_stats_create()` did not come to allocate. Up to this size
+/// (`PAGE_ALLOC_COSTLY_ORDER`) the kernel kills processes rather than let `kmalloc()` fail.
 pub(super) const CREATE_MAX: usize = 32 << 10;
 
 /// Most bytes of the buffer that are kept from one message to the next.
@@ -128,8 +128,8 @@ fn call(
         // SAFETY: `buffer` is aligned for a `Header`, as asserted at compile time, and at least as
         // long as one and as `data_size`, as asserted above. The kernel reads and writes within
         // `data_size` bytes from `pointer`, and keeps no pointer beyond the call. Every bit
-        // pattern is a valid `Header` and a valid `u64`. Nobody else sees `buffer` meanwhile: it
-        // is borrowed mutably.
+        // pattern is a valid `Header` and a valid `u64`, and a `Header` has no padding that could
+        // leave a part of one unset. Nobody else sees `buffer`: it is borrowed mutably.
         let answer = unsafe {
             pointer.write(*header);
             command(file.as_raw_fd(), pointer).map(|_| pointer.read())

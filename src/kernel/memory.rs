@@ -352,7 +352,6 @@ impl Region {
     /// It looks for the two bins of an area that a region without histogram does not have.
     fn bytes_needed(&self) -> Option<u64> {
         let (areas, bins) = (self.areas(), self.bounds.len() as u64 + 1);
-        areas.checked_add(1)?;
         let shared = areas.checked_mul(AREA_BYTES)?.checked_add(REGION_BYTES)?;
         let histogram = areas.checked_mul(8)?.checked_mul(bins)?;
         // A sum beyond 64 bits is no overflow there, but more than any machine has.
@@ -401,8 +400,7 @@ impl Region {
     /// `dm_stats_print()`: `count` areas from area `first`, or as many as there are.
     fn print(&mut self, first: u64, count: u64, clear: bool) -> Vec<u8> {
         let areas = self.areas();
-        let end = first.checked_add(count).map_or(areas, |end| end.min(areas));
-        let first = first.min(end);
+        let end = first.saturating_add(count).min(areas);
         let mut rows = Vec::new();
         for area in first..end {
             self.push_area(&mut rows, area);
@@ -637,6 +635,21 @@ mod tests {
     }
 
     #[test]
+    fn the_lowest_free_id_costs_no_walk_along_the_table() {
+        let mut free = FreeIds::all(); // 200,000 walks would take minutes
+        for id in 0..100_000 {
+            assert_eq!(free.lowest(), Some(id));
+            free.take(id);
+        }
+        for _ in 0..100_000 {
+            free.put(0);
+            assert_eq!(free.lowest(), Some(0));
+            free.take(0);
+        }
+        assert_eq!(free.lowest(), Some(100_000));
+    }
+
+    #[test]
     fn free_ids_equal_a_set_of_them() {
         let (mut free, mut taken) = (FreeIds::all(), std::collections::BTreeSet::new());
         for step in 0..5000_u32 {
@@ -648,7 +661,7 @@ mod tests {
                 taken.insert(id);
                 free.take(id);
             }
-            assert_eq!(free.lowest(), (0..).find(|id| !taken.contains(id)));
+            assert_eq!(free.lowest(), (0..60).find(|id| !taken.contains(id)).or(Some(60)));
             let runs: Vec<_> = free.0.iter().collect();
             assert!(runs.windows(2).all(|pair| pair[0].1 + 1 < *pair[1].0), "{runs:?}");
         }
