@@ -219,12 +219,16 @@ mod tests {
         prop::collection::vec(extent, 0..6)
     }
 
+    fn to_index(sector: u64) -> usize {
+        usize::try_from(sector).unwrap()
+    }
+
     /// The oracle: the same sectors painted on a board.
     fn painted<'a>(extents: impl IntoIterator<Item = &'a Extent>) -> Vec<bool> {
-        let mut board = vec![false; DISK as usize];
+        let mut board = vec![false; to_index(DISK)];
         for extent in extents {
             for sector in extent.start..extent.end {
-                board[sector as usize] = true;
+                board[to_index(sector)] = true;
             }
         }
         board
@@ -255,7 +259,7 @@ mod tests {
             prop_assert_eq!(painted(a.without(&b).as_slice()), difference);
             prop_assert_eq!(a.intersects(&b), on_a.iter().zip(&on_b).any(|(a, b)| *a && *b));
             for extent in b.as_slice() {
-                let inside = (extent.start..extent.end).all(|sector| on_a[sector as usize]);
+                let inside = (extent.start..extent.end).all(|sector| on_a[to_index(sector)]);
                 prop_assert_eq!(a.around(*extent).is_some(), inside);
             }
         }
