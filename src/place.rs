@@ -158,7 +158,8 @@ pub fn obstacle_of_addresses(file: &File, place: &Place) -> Option<Obstacle> {
     }
 }
 
-fn is_realtime(file: &File) -> bool {
+/// Whether the file's data is on the realtime device of its xfs filesystem.
+pub fn is_realtime(file: &File) -> bool {
     inode::xflags(file).is_some_and(|flags| flags & inode::XFLAG_REALTIME != 0)
 }
 

@@ -12,6 +12,7 @@ use crate::dm::Device;
 use crate::extent::{Extent, Extents};
 use crate::kernel::fiemap::{self, Mapped, Pages};
 use crate::kernel::inode;
+use crate::place::is_realtime;
 use crate::sight::{Map, Sight, Stamp};
 
 /// How a file is reached.
@@ -76,6 +77,11 @@ fn look_at_path(
             return Sight::Same;
         }
         match held(open, path, &metadata) {
+            // What took the place need not be what was checked at the start.
+            Ok(Some(file)) if is_realtime(&file) => {
+                *open = None;
+                return Sight::Absent("there is a realtime file of xfs at the path".to_owned());
+            }
             Ok(Some(file)) => return look_at_open(&file, stamp, last, map_due, pages),
             Ok(None) => {} // it was replaced in between: look again
             Err(error) => return absent_or_failed(&error),

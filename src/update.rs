@@ -551,16 +551,20 @@ struct Conversation<D> {
     dm: D,
     device: Device,
     answered: Option<(Vec<u8>, Vec<u8>)>,
+    replaced: bool,
     created: usize,
     deleted: usize,
 }
 
 impl<D: Dm> Conversation<D> {
     fn new(dm: D, device: Device) -> Conversation<D> {
-        Conversation { dm, device, answered: None, created: 0, deleted: 0 }
+        Conversation { dm, device, answered: None, replaced: false, created: 0, deleted: 0 }
     }
 
     fn send(&mut self, message: &Message<'_>) -> Result<Vec<u8>, Error> {
+        if self.replaced {
+            return Err(Error::Replaced); // it has no business with us
+        }
         let text = message.encode();
         let reply = match self.dm.message(self.device, &text) {
             Ok(reply) => reply,
@@ -569,7 +573,8 @@ impl<D: Dm> Conversation<D> {
         let same = |(name, uuid): &(Vec<u8>, Vec<u8>)| {
             *uuid == reply.uuid && (*name == reply.name || !uuid.is_empty())
         };
-        if !self.answered.as_ref().is_none_or(same) {
+        self.replaced = !self.answered.as_ref().is_none_or(same);
+        if self.replaced {
             return Err(Error::Replaced);
         }
         self.answered.get_or_insert((reply.name, reply.uuid));
