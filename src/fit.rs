@@ -15,12 +15,18 @@ use crate::plan::Delta;
 
 /// Turns regions that `delta` keeps into ones to delete and create anew, until the list of members
 /// takes at most `room` bytes. `taken` are all ids on the device, in rising order: the kernel will
-/// give the lowest that are not among them.
+/// give the lowest that are not among them. `spare` are regions among those to delete that can take
+/// the place of another with the same extent, as an earlier attempt may have left them.
 ///
 /// # Errors
 ///
 /// The bytes needed, and the room, if it does not fit even so.
-pub fn fit(delta: &mut Delta, taken: &[RegionId], room: usize) -> Result<(), (usize, usize)> {
+pub fn fit(
+    delta: &mut Delta,
+    taken: &[RegionId],
+    mut spare: BTreeMap<Extent, RegionId>,
+    room: usize,
+) -> Result<(), (usize, usize)> {
     let mut keep = None;
     loop {
         let needed = expected_members(delta, taken).to_string().len();
@@ -36,9 +42,18 @@ pub fn fit(delta: &mut Delta, taken: &[RegionId], room: usize) -> Result<(), (us
         }
         let leaves: BTreeSet<RegionId> = moved.iter().map(|(id, _)| *id).collect();
         delta.keep.retain(|(id, _)| !leaves.contains(id));
-        delta.create.extend(moved.iter().map(|(_, extent)| *extent));
         delta.delete.extend(moved.iter().map(|(id, _)| *id));
+        for (_, extent) in moved {
+            match spare.remove(&extent) {
+                Some(id) => {
+                    delta.delete.retain(|doomed| *doomed != id);
+                    delta.keep.push((id, extent));
+                }
+                None => delta.create.push(extent),
+            }
+        }
     }
+    delta.keep.sort_unstable_by_key(|(_, extent)| *extent);
     delta.create.sort_unstable();
     delta.delete.sort_unstable();
     Ok(())
@@ -90,14 +105,14 @@ mod tests {
     fn what_fits_is_left_alone() {
         let (mut delta, taken) = every_second_of(100);
         let before = delta.clone();
-        assert_eq!(fit(&mut delta, &taken, 200), Ok(()));
+        assert_eq!(fit(&mut delta, &taken, BTreeMap::new(), 200), Ok(()));
         assert_eq!(delta, before);
     }
 
     #[test]
     fn scattered_regions_move_together_and_no_more_of_them_than_needed() {
         let (mut delta, taken) = every_second_of(2000);
-        assert_eq!(fit(&mut delta, &taken, 3900), Ok(()));
+        assert_eq!(fit(&mut delta, &taken, BTreeMap::new(), 3900), Ok(()));
         assert!(expected_members(&delta, &taken).to_string().len() <= 3900);
         // 4,444 bytes before; 5 saved by each that moves, and 10 taken by "2000-2110".
         assert!((109..=113).contains(&delta.create.len()), "{}", delta.create.len());
@@ -111,7 +126,7 @@ mod tests {
         let (mut delta, mut taken) = every_second_of(2000);
         delta.keep.extend((2000..3000).map(region));
         taken.extend((2000..3000).map(RegionId));
-        assert_eq!(fit(&mut delta, &taken, 3900), Ok(()));
+        assert_eq!(fit(&mut delta, &taken, BTreeMap::new(), 3900), Ok(()));
         assert!((2000..3000).all(|id| delta.keep.contains(&region(id))));
     }
 
@@ -120,6 +135,6 @@ mod tests {
         let taken: Vec<RegionId> = (0..4000).filter(|id| id % 2 == 0).map(RegionId).collect();
         let create = (0..1500).map(|id| region(id).1).collect();
         let mut delta = Delta { create, ..Delta::default() };
-        assert!(fit(&mut delta, &taken, 3900).is_err());
+        assert!(fit(&mut delta, &taken, BTreeMap::new(), 3900).is_err());
     }
 }

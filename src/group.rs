@@ -209,30 +209,17 @@ impl Descriptor {
 
     /// Parses the aux_data of region `holder`.
     ///
-    /// Aliases and user data are bare text that may hold the separators. So the split is looked
-    /// for from the right, and counts only where a list of members follows that begins with the
-    /// holder; one that ends in `#`, as both dialects write it, is preferred.
+    /// Aliases and user data are bare text that may hold the separators. So the alias ends where
+    /// first a list of members follows that begins with the holder.
     #[must_use]
     pub fn parse(holder: RegionId, aux: &[u8]) -> Option<Descriptor> {
         let at = aux.windows(TAG.len()).position(|window| window == TAG)?;
         let body = &aux[at + TAG.len()..];
-        let (dialect, body, split) = match body.strip_prefix(b"\"") {
-            Some(body) => (Dialect::Quoted, body, &b"\":"[..]),
-            None => (Dialect::Bare, body, &b":"[..]),
+        let quoted = body.strip_prefix(b"\"").and_then(|body| parts(holder, body, b"\":"));
+        let (dialect, (alias, members, user)) = match quoted {
+            Some(parts) => (Dialect::Quoted, parts),
+            None => (Dialect::Bare, parts(holder, body, b":")?), // maybe a bare quote
         };
-        let parts = |terminated: bool| {
-            let ends = body.windows(split.len()).enumerate().rev();
-            ends.filter(|(_, window)| *window == split).find_map(|(end, _)| {
-                let tail = &body[end + split.len()..];
-                let hash = tail.iter().position(|&byte| byte == b'#');
-                let list = &tail[..hash.unwrap_or(tail.len())];
-                let user = hash.map_or(&b""[..], |hash| &tail[hash + 1..]);
-                let members = Members::parse(list)?;
-                let fits = members.first() == Some(holder) && hash.is_some() == terminated;
-                fits.then_some((&body[..end], members, user))
-            })
-        };
-        let (alias, members, user) = parts(true).or_else(|| parts(false))?;
         let (user, mark, claim) = take_mark(user);
         let (alias, user) = (alias.to_vec(), user.to_vec());
         Some(Descriptor { dialect, alias, members, user, mark, claim })
@@ -266,6 +253,23 @@ impl Descriptor {
         }
         aux
     }
+}
+
+/// Alias, members and user data of a descriptor, whose alias ends in `split`.
+fn parts<'a>(
+    holder: RegionId,
+    body: &'a [u8],
+    split: &[u8],
+) -> Option<(&'a [u8], Members, &'a [u8])> {
+    let mut ends =
+        body.windows(split.len()).enumerate().filter(|(_, window)| *window == split).map(|at| at.0);
+    ends.find_map(|end| {
+        let tail = &body[end + split.len()..];
+        let hash = tail.iter().position(|&byte| byte == b'#');
+        let members = Members::parse(&tail[..hash.unwrap_or(tail.len())])?;
+        let user = hash.map_or(&b""[..], |hash| &tail[hash + 1..]);
+        (members.first() == Some(holder)).then_some((&body[..end], members, user))
+    })
 }
 
 /// Parts the user's data from our mark and claim.

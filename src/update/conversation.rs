@@ -1,0 +1,78 @@
+//! The messages of one update, and what they bring back.
+
+use std::io;
+
+use super::Error;
+use super::ours::Model;
+use crate::dm::{Device, Dm};
+use crate::extent::Extent;
+use crate::message::{Message, RegionId, parse_created};
+
+/// The messages of one update. All of them must reach the device that answered the first: a number
+/// is given to a new device as soon as it is free.
+pub(super) struct Conversation<D> {
+    dm: D,
+    device: Device,
+    answered: Option<(Vec<u8>, Vec<u8>)>,
+    replaced: bool,
+    /// Regions created and deleted so far.
+    pub(super) created: usize,
+    pub(super) deleted: usize,
+}
+
+impl<D: Dm> Conversation<D> {
+    pub(super) fn new(dm: D, device: Device) -> Conversation<D> {
+        Conversation { dm, device, answered: None, replaced: false, created: 0, deleted: 0 }
+    }
+
+    fn send(&mut self, message: &Message<'_>) -> Result<Vec<u8>, Error> {
+        if self.replaced {
+            return Err(Error::Replaced); // it has no business with us
+        }
+        let text = message.encode();
+        let reply = match self.dm.message(self.device, &text) {
+            Ok(reply) => reply,
+            Err(source) => return Err(Error::Message { text, source }),
+        };
+        let same = |(name, uuid): &(Vec<u8>, Vec<u8>)| {
+            *uuid == reply.uuid && (*name == reply.name || !uuid.is_empty())
+        };
+        self.replaced = !self.answered.as_ref().is_none_or(same);
+        if self.replaced {
+            return Err(Error::Replaced);
+        }
+        self.answered.get_or_insert((reply.name, reply.uuid));
+        Ok(reply.text)
+    }
+
+    /// All rows, of every program: ids are shared among them.
+    pub(super) fn list(&mut self) -> Result<Vec<u8>, Error> {
+        self.send(&Message::List { program_id: None })
+    }
+
+    pub(super) fn create(&mut self, extent: Extent, model: &Model<'_>) -> Result<RegionId, Error> {
+        let aux = model.mark().to_string();
+        let (program_id, clockwork, aux) = (model.program_id, model.clockwork, aux.as_bytes());
+        let reply = self.send(&Message::Create { extent, clockwork, program_id, aux })?;
+        self.created += 1;
+        Ok(parse_created(&reply)?)
+    }
+
+    pub(super) fn set_aux(&mut self, id: RegionId, aux: &[u8]) -> Result<(), Error> {
+        self.send(&Message::SetAux { id, aux }).map(drop)
+    }
+
+    /// A region that is gone already is deleted as far as we care.
+    pub(super) fn delete(&mut self, id: RegionId) -> Result<(), Error> {
+        match self.send(&Message::Delete { id }) {
+            Err(Error::Message { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Ok(())
+            }
+            Err(error) => Err(error),
+            Ok(_) => {
+                self.deleted += 1;
+                Ok(())
+            }
+        }
+    }
+}

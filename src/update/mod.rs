@@ -1,0 +1,410 @@
+//! One group, from what it is to what it should be.
+//!
+//! No message is known to be followed by another: power fails, processes are killed. So the
+//! messages come in an order in which a reader finds, after each of them, a group with exactly the
+//! old map or exactly the new one:
+//!
+//! 1. **prepare**: create the new regions. They bear our mark and stand in no descriptor. Regions
+//!    that are to go and bear no mark (LVM2 made them) get it. A create can take as long as the
+//!    device does, and others use the same table meanwhile. So the listing is read again, and if
+//!    something is missing now, this step is done again.
+//! 2. **commit**: one `@stats_set_aux` gives the lowest of the new members the descriptor that
+//!    names them all. The kernel swaps the word under its lock, so readers see either.
+//! 3. **retire**: an old leader that is no longer the lowest gives up its descriptor.
+//! 4. **clean**: delete what is no longer a member.
+//! 5. **reclaim**: see below.
+//!
+//! A cut leaves marked regions behind that no descriptor names, or a second descriptor. The next
+//! update finds both by the mark, and finishes the work: it *is* the recovery.
+//!
+//! A descriptor may never name a region that does not exist or that belongs to another program:
+//! `dmstats` crashes on one. Hence members are created before they are named, and stop being named
+//! before they are deleted. A descriptor names no id below its holder's, so of several that are to
+//! go the lowest goes first.
+//!
+//! # The leader
+//!
+//! LVM2 accepts a descriptor only in the lowest member, whose id is the group's. When the leader's
+//! extent goes away, the commit puts a second descriptor on the lowest survivor; deleting the old
+//! leader takes the first one away with it. If the update created anything, the old id is taken
+//! back: one new region is created once more, gets the freed id (the kernel gives the lowest), is
+//! named in place of its twin, and the twin is deleted. That is one create more than there would be
+//! if the region were created there only; but then, until it is, no group would show a whole map.
+//! If another process is faster and gets the id, or nothing had to be created, the group's id is
+//! the survivor's from then on.
+//!
+//! A file without any extent keeps its group on an [`ANCHOR`].
+
+mod conversation;
+mod error;
+mod ours;
+
+use std::collections::BTreeSet;
+
+use crate::dm::{Device, Dm};
+use crate::extent::{Extent, Extents, Fingerprint};
+use crate::fit::fit;
+use crate::group::{Descriptor, Mark, is_safe_alias};
+use crate::message::{Region, RegionId, is_space, parse_list};
+use crate::plan::Delta;
+
+use conversation::Conversation;
+pub use error::Error;
+use ours::{Model, Ours, row};
+
+/// Where the one region of a group lies whose file has no extent: one sector at 2^54, beyond the
+/// end of any device, so that it counts nothing. Higher starts are not printed right by `dmstats`.
+pub const ANCHOR: u64 = 1 << 54;
+
+/// A group of ours, as the last update left it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Group {
+    /// Its id: that of its leader. A hint, since ids are re-used.
+    pub id: RegionId,
+    /// What it is known by.
+    pub mark: Mark,
+    /// What says that we speak for it.
+    pub claim: u32,
+}
+
+/// What a new group is made from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Template {
+    /// The owner's word for all its regions; LVM2's is `dmstats`.
+    pub program_id: Vec<u8>,
+    /// Its name.
+    pub alias: Vec<u8>,
+    /// Times in nanoseconds instead of milliseconds.
+    pub precise: bool,
+    /// Upper bounds of the latency histogram, as `10,20,30`, in the unit above; empty for none.
+    pub bounds: Vec<u8>,
+}
+
+/// What an update left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Updated {
+    /// The group, whose id may be new.
+    pub group: Group,
+    /// Its members. Never none: a file without extents has an anchor.
+    pub members: usize,
+    /// Regions created, each of which stopped the device's I/O for a moment.
+    pub created: usize,
+    /// Regions deleted.
+    pub deleted: usize,
+    /// Bytes of the descriptor and digits of the leader's id; see [`crate::group::REWRITE_MAX`].
+    pub descriptor_len: usize,
+}
+
+/// Takes over the group that region `id` leads, whoever made it: from here on it bears our claim.
+/// A group that bears a mark (a process before us followed it) keeps it, and another gets `mark`.
+///
+/// # Errors
+///
+/// [`Error::NoSuchGroup`] if the region does not exist or leads no group.
+pub fn adopt(
+    dm: impl Dm,
+    device: Device,
+    id: RegionId,
+    mark: Mark,
+    claim: u32,
+) -> Result<Group, Error> {
+    let mut kernel = Conversation::new(dm, device);
+    let listing = kernel.list()?;
+    let rows = parse_list(&listing)?;
+    let leader = row(&rows, id).ok_or(Error::NoSuchGroup(id))?;
+    let descriptor = Descriptor::of(leader).ok_or(Error::NoSuchGroup(id))?;
+    take_over(&mut kernel, id, descriptor, mark, claim)
+}
+
+fn take_over<D: Dm>(
+    kernel: &mut Conversation<D>,
+    id: RegionId,
+    mut descriptor: Descriptor,
+    mark: Mark,
+    claim: u32,
+) -> Result<Group, Error> {
+    let mark = *descriptor.mark.get_or_insert(mark);
+    descriptor.claim = Some(claim);
+    kernel.set_aux(id, &descriptor.encode())?;
+    Ok(Group { id, mark, claim })
+}
+
+/// Finds or makes the group of a file: one that bears a mark with the same key; else one of the
+/// same program_id and alias, without a mark, of which a member lies in `want` (LVM2 made it from
+/// this file); else a new one, for which leftovers of a cut attempt are used. Then updates it.
+///
+/// `None` if there is no such group and `want` is empty: a group is made from extents.
+///
+/// # Errors
+///
+/// As [`update`], and never [`Error::Gone`].
+pub fn establish(
+    mut dm: impl Dm,
+    device: Device,
+    template: &Template,
+    mark: Mark,
+    claim: u32,
+    want: &Extents,
+) -> Result<Option<Updated>, Error> {
+    check_words(template)?;
+    let mut kernel = Conversation::new(&mut dm, device);
+    let listing = kernel.list()?;
+    let rows = parse_list(&listing)?;
+    let mut left = rows.iter().filter_map(|region| Mark::of_member(region.aux));
+    let mark = left.rfind(|left| left.key == mark.key).unwrap_or(mark);
+    if let Some((id, descriptor)) = found(&rows, template, mark.key, want) {
+        let group = take_over(&mut kernel, id, descriptor, mark, claim)?;
+        return update(dm, device, group, want).map(Some);
+    }
+    if want.is_empty() {
+        return Ok(None);
+    }
+    let aim = Aim { mark, claim, hint: None, template: Some(template) };
+    carry_out(&mut kernel, &aim, Some(listing), want).map(Some)
+}
+
+/// The listing shows words bare. A blank in a program_id would spill into aux_data: half of the
+/// group would belong to another program, on which `dmstats` crashes.
+fn check_words(template: &Template) -> Result<(), Error> {
+    let Template { program_id, alias, .. } = template;
+    if program_id.iter().any(|&byte| is_space(byte)) {
+        return Err(Error::Unlistable(program_id.clone()));
+    }
+    if !alias.is_empty() && !is_safe_alias(alias) {
+        return Err(Error::Unlistable(alias.clone()));
+    }
+    Ok(())
+}
+
+fn found(
+    rows: &[Region<'_>],
+    template: &Template,
+    key: u64,
+    want: &Extents,
+) -> Option<(RegionId, Descriptor)> {
+    let groups: Vec<(&Region<'_>, Descriptor)> =
+        rows.iter().filter_map(|region| Some((region, Descriptor::of(region)?))).collect();
+    let marked = |found: &Descriptor| found.mark.is_some_and(|mark| mark.key == key);
+    let from_file = |(leader, found): &&(&Region<'_>, Descriptor)| {
+        let lies_in = |region: &Region<'_>| {
+            found.members.contains(region.id) && want.around(region.extent).is_some()
+        };
+        let named = found.alias == template.alias && leader.program_id == template.program_id;
+        found.mark.is_none() && named && rows.iter().any(lies_in)
+    };
+    let group = groups.iter().find(|(_, found)| marked(found));
+    let group = group.or_else(|| groups.iter().find(from_file));
+    group.map(|(leader, found)| (leader.id, found.clone()))
+}
+
+/// Makes the regions of `group` cover exactly `want`.
+///
+/// Without anything to change it sends one message, the listing. Otherwise: one per create, and a
+/// second listing after them; one per delete; one commit; one more for each region to delete that
+/// bears no mark yet; one where an old leader survives the new; and where the leader's extent went
+/// away and its id is taken back, five (four if the twin alone survived), one of them a create.
+///
+/// # Errors
+///
+/// [`Error::Gone`] if no descriptor bears the mark any more, [`Error::TakenOver`] if it bears the
+/// claim of another process; no region but those just created is touched in either case. If a
+/// create fails, what this update had created is deleted again and the group is as it was.
+pub fn update(dm: impl Dm, device: Device, group: Group, want: &Extents) -> Result<Updated, Error> {
+    let Group { id, mark, claim } = group;
+    let aim = Aim { mark, claim, hint: Some(id), template: None };
+    carry_out(&mut Conversation::new(dm, device), &aim, None, want)
+}
+
+/// How a group stands between two updates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Somebody deleted it.
+    Gone,
+    /// Another process follows it now.
+    TakenOver,
+    /// It is there.
+    Stands {
+        /// The id it has now.
+        id: RegionId,
+        /// Of the sectors its members count, the anchor left out.
+        fingerprint: Fingerprint,
+        /// Whether nothing with its mark is left over: no region outside it, no second descriptor.
+        tidy: bool,
+    },
+}
+
+/// Looks at groups of one device with a single message.
+///
+/// # Errors
+///
+/// Those of the listing.
+pub fn look(dm: impl Dm, device: Device, groups: &[Group]) -> Result<Vec<Standing>, Error> {
+    let listing = Conversation::new(dm, device).list()?;
+    let rows = parse_list(&listing)?;
+    let stand = |group: &Group| Ours::among(&rows, group.mark, Some(group.id)).stand(group.claim);
+    Ok(groups.iter().map(stand).collect())
+}
+
+/// Deletes the group and every region that bears its mark. Gives how many regions those were.
+///
+/// # Errors
+///
+/// Those of the messages; what is left bears the mark, so that another try finds it.
+pub fn remove(dm: impl Dm, device: Device, group: Group) -> Result<usize, Error> {
+    let mut kernel = Conversation::new(dm, device);
+    let listing = kernel.list()?;
+    let rows = parse_list(&listing)?;
+    let ours = Ours::among(&rows, group.mark, Some(group.id));
+    let delta = Delta { delete: ours.regions.iter().map(|r| r.id).collect(), ..Delta::default() };
+    ours.mark_doomed(&mut kernel, &delta)?;
+    ours.retire_and_clean(&mut kernel, &BTreeSet::new(), &delta)?;
+    Ok(kernel.deleted)
+}
+
+/// Which group an update is for.
+struct Aim<'a> {
+    mark: Mark,
+    claim: u32,
+    /// The id it had last.
+    hint: Option<RegionId>,
+    /// What to make it from if there is none.
+    template: Option<&'a Template>,
+}
+
+/// Listings after which an update gives up. One is enough if nothing is to be created, two if
+/// nobody else is at work.
+const ROUNDS: usize = 4;
+
+fn carry_out<D: Dm>(
+    kernel: &mut Conversation<D>,
+    aim: &Aim<'_>,
+    mut first: Option<Vec<u8>>,
+    want: &Extents,
+) -> Result<Updated, Error> {
+    let anchor: Extents = Extent::new(ANCHOR, 1).into_iter().collect();
+    let want = if want.is_empty() { &anchor } else { want };
+    let mut created = BTreeSet::new();
+    for _ in 0..ROUNDS {
+        let listing = first.take().map_or_else(|| kernel.list(), Ok)?;
+        let rows = parse_list(&listing)?;
+        let ours = Ours::among(&rows, aim.mark, aim.hint);
+        created.retain(|id| ours.is_leftover(*id)); // else somebody deleted it
+        let planned = ours.model(aim).and_then(|model| {
+            let delta = delta(&ours, &model, &rows, want)?;
+            Ok((model, delta))
+        });
+        let (model, delta) = match planned {
+            Ok(planned) => planned,
+            Err(error) => return Err(take_back(kernel, &created, error)),
+        };
+        if delta.create.is_empty() {
+            ours.mark_doomed(kernel, &delta)?;
+            return commit(kernel, &rows, &ours, &model, &delta, &created);
+        }
+        for &extent in &delta.create {
+            match kernel.create(extent, &model) {
+                Ok(id) => created.insert(id),
+                Err(error) => return Err(take_back(kernel, &created, error)),
+            };
+        }
+        ours.mark_doomed(kernel, &delta)?;
+    }
+    Err(take_back(kernel, &created, Error::Disturbed))
+}
+
+/// What to do, with a descriptor that can be read at the end.
+fn delta(
+    ours: &Ours<'_, '_>,
+    model: &Model<'_>,
+    rows: &[Region<'_>],
+    want: &Extents,
+) -> Result<Delta, Error> {
+    let mut delta = ours.plan(model, want);
+    if ours.is_as(&delta) {
+        return Ok(delta); // the descriptor is there, and was measured when it was made
+    }
+    let taken: Vec<RegionId> = rows.iter().map(|region| region.id).collect();
+    let spare = ours.spare(&delta);
+    match fit(&mut delta, &taken, spare, model.room()) {
+        Ok(()) => Ok(delta),
+        Err((needed, room)) => Err(Error::Scattered(needed, room)),
+    }
+}
+
+/// Deletes what was created, as far as that goes: what stays behind bears the mark, and the next
+/// update finds it.
+fn take_back<D: Dm>(
+    kernel: &mut Conversation<D>,
+    created: &BTreeSet<RegionId>,
+    error: Error,
+) -> Error {
+    created.iter().try_for_each(|id| kernel.delete(*id)).ok();
+    error
+}
+
+/// All members exist: name them, and delete what is not one.
+fn commit<D: Dm>(
+    kernel: &mut Conversation<D>,
+    rows: &[Region<'_>],
+    ours: &Ours<'_, '_>,
+    model: &Model<'_>,
+    delta: &Delta,
+    created: &BTreeSet<RegionId>,
+) -> Result<Updated, Error> {
+    let mut members: BTreeSet<RegionId> = delta.keep.iter().map(|(id, _)| *id).collect();
+    let leader = *members.first().expect("the wanted map is never empty, so there is a member");
+    let aux = model.naming(&members);
+    if row(rows, leader).is_none_or(|region| region.aux != aux) {
+        kernel.set_aux(leader, &aux)?;
+    }
+    ours.retire_and_clean(kernel, &members, delta)?;
+
+    let lost = ours.leader.map(|old| old.id).filter(|old| *old < leader);
+    let twin = delta.keep.iter().filter(|(id, _)| created.contains(id)).max();
+    if let Some((old, twin)) = lost.zip(twin) {
+        reclaim(kernel, old, *twin, &mut members, model)?;
+    }
+    let id = *members.first().expect("as above");
+    Ok(Updated {
+        group: model.group(id),
+        members: members.len(),
+        created: kernel.created,
+        deleted: kernel.deleted,
+        descriptor_len: model.naming(&members).len() + id.to_string().len(),
+    })
+}
+
+/// Moves the group back to id `old`, which has just become free, by creating the region `twin`
+/// there once more. If there is no room for it, or somebody else gets the id, the group is whole
+/// all the same, under the id it has.
+fn reclaim<D: Dm>(
+    kernel: &mut Conversation<D>,
+    old: RegionId,
+    twin: (RegionId, Extent),
+    members: &mut BTreeSet<RegionId>,
+    model: &Model<'_>,
+) -> Result<(), Error> {
+    let id = match kernel.create(twin.1, model) {
+        Ok(id) => id,
+        Err(error @ Error::Message { .. }) if !error.is_no_device() => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let survivor = *members.first().expect("a group has members");
+    let named = model.naming(members);
+    let listing = kernel.list()?; // the create may have taken long
+    let rows = parse_list(&listing)?;
+    let in_place = |id: RegionId, aux: &[u8]| row(&rows, id).is_some_and(|row| row.aux == aux);
+    if !in_place(id, model.mark().to_string().as_bytes()) {
+        return Err(Error::Disturbed);
+    }
+    if id != old || !in_place(survivor, &named) {
+        return kernel.delete(id);
+    }
+    members.remove(&twin.0);
+    members.insert(id);
+    kernel.set_aux(id, &model.naming(members))?;
+    if survivor != twin.0 {
+        kernel.set_aux(survivor, model.mark().to_string().as_bytes())?;
+    }
+    kernel.delete(twin.0)
+}

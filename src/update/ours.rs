@@ -1,0 +1,207 @@
+//! The regions of one group among the rows of a listing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::conversation::Conversation;
+use super::{ANCHOR, Aim, Error, Group, Standing, Template};
+use crate::dm::Dm;
+use crate::extent::{Extent, Extents};
+use crate::group::{Descriptor, Dialect, Mark, Members, room_for_members};
+use crate::message::{Clockwork, Region, RegionId};
+use crate::plan::{Delta, Have, plan};
+
+/// What new regions and the descriptor copy.
+pub(super) struct Model<'a> {
+    pub(super) program_id: &'a [u8],
+    pub(super) clockwork: Clockwork<'a>,
+    descriptor: Descriptor,
+}
+
+impl<'a> Model<'a> {
+    fn of_template(template: &'a Template, mark: Mark, claim: u32) -> Model<'a> {
+        let clockwork = Clockwork { precise: template.precise, bounds: &template.bounds };
+        let descriptor = Descriptor {
+            dialect: Dialect::Quoted,
+            alias: template.alias.clone(),
+            members: Members::default(),
+            user: Vec::new(),
+            mark: Some(mark),
+            claim: Some(claim),
+        };
+        Model { program_id: &template.program_id, clockwork, descriptor }
+    }
+
+    /// The aux_data of a leader of these members.
+    pub(super) fn naming(&self, members: &BTreeSet<RegionId>) -> Vec<u8> {
+        let members = members.iter().copied().collect();
+        Descriptor { members, ..self.descriptor.clone() }.encode()
+    }
+
+    /// Bytes for the list of members, so that the leader's row stays one that LVM2 can read.
+    pub(super) fn room(&self) -> usize {
+        let without = Descriptor { members: Members::default(), ..self.descriptor.clone() };
+        room_for_members(self.program_id, self.clockwork, without.encode().len())
+    }
+
+    pub(super) fn mark(&self) -> Mark {
+        self.descriptor.mark.expect("every descriptor we write bears a mark")
+    }
+
+    pub(super) fn group(&self, id: RegionId) -> Group {
+        let claim = self.descriptor.claim.expect("every descriptor we write bears a claim");
+        Group { id, mark: self.mark(), claim }
+    }
+}
+
+/// The regions of one mark among the rows of a listing.
+pub(super) struct Ours<'a, 'r> {
+    /// The one whose descriptor counts. There may be none when a first attempt was cut.
+    pub(super) leader: Option<&'r Region<'a>>,
+    /// All that hold a descriptor with our mark, by rising id.
+    holders: Vec<RegionId>,
+    /// All that bear our mark or stand in one of these descriptors, by rising id.
+    pub(super) regions: Vec<&'r Region<'a>>,
+    /// The members of the leader's descriptor.
+    members: Members,
+    mark_text: Vec<u8>,
+}
+
+impl<'a, 'r> Ours<'a, 'r> {
+    pub(super) fn among(
+        rows: &'r [Region<'a>],
+        mark: Mark,
+        hint: Option<RegionId>,
+    ) -> Ours<'a, 'r> {
+        let holds = |region: &'r Region<'a>| {
+            let descriptor = Descriptor::of(region)?;
+            (descriptor.mark == Some(mark)).then_some((region, descriptor))
+        };
+        let descriptors: Vec<_> = rows.iter().filter_map(holds).collect();
+        let hinted = descriptors.iter().find(|(region, _)| Some(region.id) == hint);
+        let leading = hinted.or(descriptors.first());
+        let leader = leading.map(|(region, _)| *region);
+        let members = leading.map(|(_, found)| found.members.clone()).unwrap_or_default();
+
+        let is_ours = |region: &&Region<'_>| match Mark::of(region) {
+            Some(found) => found == mark,
+            None => leader.is_some_and(|leader| {
+                let named = descriptors.iter().any(|(_, found)| found.members.contains(region.id));
+                // Its own descriptor or owner would make it somebody else's, whatever ours says.
+                named && region.program_id == leader.program_id && Descriptor::of(region).is_none()
+            }),
+        };
+        let regions = rows.iter().filter(is_ours).collect();
+        let holders = descriptors.iter().map(|(region, _)| region.id).collect();
+        Ours { leader, holders, regions, members, mark_text: mark.to_string().into_bytes() }
+    }
+
+    /// What new regions copy: the leader, or the template where there is no group yet.
+    pub(super) fn model<'b>(&self, aim: &Aim<'b>) -> Result<Model<'b>, Error>
+    where
+        'a: 'b,
+    {
+        let Some(leader) = self.leader else {
+            let template = aim.template.ok_or(Error::Gone)?;
+            return Ok(Model::of_template(template, aim.mark, aim.claim));
+        };
+        let mut descriptor = Descriptor::of(leader).ok_or(Error::Gone)?;
+        if *descriptor.claim.get_or_insert(aim.claim) != aim.claim {
+            return Err(Error::TakenOver);
+        }
+        Ok(Model { program_id: leader.program_id, clockwork: leader.clockwork, descriptor })
+    }
+
+    /// Whether the region bears our mark, and readers do not see it in the group.
+    pub(super) fn is_leftover(&self, id: RegionId) -> bool {
+        let at = self.regions.binary_search_by_key(&id, |region| region.id);
+        at.is_ok_and(|at| Mark::of_member(self.regions[at].aux).is_some())
+            && !self.members.contains(id)
+    }
+
+    /// Whether the delta leaves the group as it is.
+    pub(super) fn is_as(&self, delta: &Delta) -> bool {
+        delta.create.is_empty()
+            && delta.delete.is_empty()
+            && delta.keep.len() as u64 == self.members.count()
+            && delta.keep.iter().all(|(id, _)| self.members.contains(*id))
+    }
+
+    /// Regions to delete that nobody sees: they can take the place of others as they are.
+    pub(super) fn spare(&self, delta: &Delta) -> BTreeMap<Extent, RegionId> {
+        let spare = self.regions.iter().filter(|region| {
+            self.is_leftover(region.id) && delta.delete.binary_search(&region.id).is_ok()
+        });
+        spare.map(|region| (region.extent, region.id)).collect()
+    }
+
+    pub(super) fn stand(&self, claim: u32) -> Standing {
+        let Some(leader) = self.leader else { return Standing::Gone };
+        let claimed = Descriptor::of(leader).and_then(|descriptor| descriptor.claim);
+        if claimed.is_some_and(|claimed| claimed != claim) {
+            return Standing::TakenOver;
+        }
+        let id = leader.id;
+        let members = self.regions.iter().filter(|region| self.members.contains(region.id));
+        let counted = members.clone().map(|region| region.extent);
+        let map: Extents = counted.filter(|extent| extent.start() != ANCHOR).collect();
+        let tidy = self.holders == [id] && members.count() == self.regions.len();
+        Standing::Stands { id, fingerprint: map.fingerprint(), tidy }
+    }
+
+    /// The delta to `want`. Members count whatever they count and may stay; a leftover is taken in
+    /// only if it counts what new regions would.
+    pub(super) fn plan(&self, model: &Model<'_>, want: &Extents) -> Delta {
+        let usable = |region: &&&Region<'_>| {
+            self.members.contains(region.id)
+                || (region.program_id == model.program_id && region.clockwork == model.clockwork)
+        };
+        let have = |region: &&Region<'_>| {
+            let (id, extent) = (region.id, region.extent);
+            Have { id, extent, member: self.members.contains(id) }
+        };
+        let regions: Vec<Have> = self.regions.iter().filter(usable).map(have).collect();
+        let mut delta = plan(&regions, want);
+        let useless = self.regions.iter().filter(|region| !usable(region));
+        delta.delete.extend(useless.map(|region| region.id));
+        delta.delete.sort_unstable();
+        delta
+    }
+
+    /// Marks what is to go and bears no mark: once no descriptor names it, nothing else would tell
+    /// that it is ours.
+    pub(super) fn mark_doomed<D: Dm>(
+        &self,
+        kernel: &mut Conversation<D>,
+        delta: &Delta,
+    ) -> Result<(), Error> {
+        let unmarked = |region: &&&Region<'_>| Mark::of(region).is_none();
+        for region in self.regions.iter().filter(unmarked) {
+            if delta.delete.binary_search(&region.id).is_ok() {
+                kernel.set_aux(region.id, &self.mark_text)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes away every descriptor of ours but the new one, then every region to delete.
+    pub(super) fn retire_and_clean<D: Dm>(
+        &self,
+        kernel: &mut Conversation<D>,
+        members: &BTreeSet<RegionId>,
+        delta: &Delta,
+    ) -> Result<(), Error> {
+        let retired = |id: &&RegionId| members.contains(id) && members.first() != Some(id);
+        for id in self.holders.iter().filter(retired) {
+            kernel.set_aux(*id, &self.mark_text)?;
+        }
+        // Holders first and by rising id, since a descriptor names none below its holder.
+        let (holders, others): (Vec<RegionId>, Vec<RegionId>) =
+            delta.delete.iter().partition(|id| self.holders.contains(id));
+        holders.iter().chain(others.iter().rev()).try_for_each(|id| kernel.delete(*id))
+    }
+}
+
+/// The region `id`, if it is listed.
+pub(super) fn row<'a, 'r>(rows: &'r [Region<'a>], id: RegionId) -> Option<&'r Region<'a>> {
+    rows.binary_search_by_key(&id, |region| region.id).ok().map(|at| &rows[at])
+}
