@@ -1,0 +1,77 @@
+//! A file in pieces: more of them than fit a descriptor if their ids are scattered.
+
+use std::process::Command;
+
+use crate::change::{self, KIB, Way};
+use crate::dialects;
+use crate::guest::{Daemon, Disk, assert_follows, output_of};
+use crate::vm;
+
+/// Blocks of the file in the beginning; every second one is an extent of its own.
+const BLOCKS: u64 = 4000;
+const BLOCK: u64 = 4 * KIB;
+
+fn assert_dmstats_shows(disk: &Disk, regions: usize) {
+    // Both ends of the group's descriptor are read; a row too long would fail every command.
+    for command in ["list", "report"] {
+        let mut dmstats = Command::new("dmstats");
+        dmstats.args([command, "--region", "--noheadings", "-o", "region_id", &disk.name]);
+        let shown = output_of(&mut dmstats).lines().count();
+        assert_eq!(shown, regions, "dmstats {command}");
+    }
+    let mut dmstats = Command::new("dmstats");
+    dmstats.args(["list", "--group", "--noheadings", "-o", "group_id,region_id", &disk.name]);
+    assert_eq!(output_of(&mut dmstats).lines().count(), 1, "one group");
+}
+
+fn longest_row(disk: &Disk) -> usize {
+    let listing = disk.listing();
+    let rows = dialects::rows(listing.as_bytes()).unwrap();
+    rows.iter().map(|row| row.line.len()).max().unwrap()
+}
+
+fn thousands_of_extents(kind: &str, options: &str) {
+    let disk = Disk::format(0, kind, options);
+    let file = disk.path("vm.img");
+    change::reserve(&file, 0, BLOCKS * BLOCK);
+    (0..BLOCKS).step_by(2).for_each(|block| change::punch(&file, block * BLOCK, BLOCK));
+    change::sync(&file);
+    let daemon = Daemon::run(&[file.as_ref()]);
+    let map = assert_follows(&disk, "2,000 extents", &file, "vm.img");
+    assert_eq!(map.len(), 2000);
+    assert_dmstats_shows(&disk, 2000);
+
+    (1..BLOCKS).step_by(4).for_each(|block| change::punch(&file, block * BLOCK, BLOCK));
+    let map = assert_follows(&disk, "every second extent punched", &file, "vm.img");
+    assert_eq!(map.len(), 1000);
+    assert_dmstats_shows(&disk, 1000);
+    let row = longest_row(&disk);
+    assert!((3000..4095).contains(&row), "{row} bytes: as scattered as may be\n{}", daemon.said());
+
+    for block in (1..BLOCKS).step_by(64) {
+        change::write(&file, Way::Direct, block * BLOCK, BLOCK);
+    }
+    let map = assert_follows(&disk, "some of the holes filled", &file, "vm.img");
+    assert!(map.len() > 1000, "{}", map.len());
+    assert!(longest_row(&disk) < 4095);
+
+    change::punch(&file, 0, BLOCKS * BLOCK);
+    let map = assert_follows(&disk, "all of it punched", &file, "vm.img");
+    assert_eq!(map, []);
+    assert_dmstats_shows(&disk, 1);
+    assert_eq!(disk.strays(), [0; 0]);
+}
+
+#[test]
+fn ext4() {
+    if vm::inside("many::ext4") {
+        thousands_of_extents("ext4", "-q");
+    }
+}
+
+#[test]
+fn xfs() {
+    if vm::inside("many::xfs") {
+        thousands_of_extents("xfs", "-q");
+    }
+}
