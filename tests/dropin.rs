@@ -395,7 +395,12 @@ fn a_daemon_is_on_its_own_and_keeps_nobody_waiting() {
     start.args([number.to_string(), group.to_string(), text(&file).to_owned(), "inode".to_owned()]);
     assert_eq!(succeed(start.current_dir(&disk.mount)), "");
     drop(start);
-    assert_eq!(reader.read_to_end(&mut Vec::new()).unwrap(), 0, "descriptor {stray}");
+    let end = thread::spawn(move || reader.read_to_end(&mut Vec::new()).unwrap());
+    wait_until("the caller's pipe ends", || match end.is_finished() {
+        true => Ok(()),
+        false => Err(format!("descriptor {stray} is open in {:?}", descriptors(only_daemon()))),
+    });
+    assert_eq!(end.join().unwrap(), 0);
 
     let pid = only_daemon();
     let mut open = descriptors(pid);

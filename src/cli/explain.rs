@@ -108,7 +108,7 @@ fn verdict(file: &File, usable: bool) -> Exit {
             let [major, minor, patch] = control.version();
             println!("kernel    device-mapper {major}.{minor}.{patch} is there");
         }
-        Err(error) => println!("kernel    {error}"),
+        Err(error) => println!("kernel    {}", super::with_cause(error)),
     }
     match (obstacle, control) {
         (_, Err(error)) if usable => Failure::from(error).0,

@@ -90,7 +90,7 @@ fn prepare(legacy: Legacy) -> Result<Prepared, String> {
     let settings = settings()?;
     let named = |error: &dyn std::fmt::Display| format!("{}: {error}", legacy.path.display());
     let place = place::require(&file).map_err(|obstacle| named(&obstacle))?;
-    let mut control = Control::open().map_err(|error| error.to_string())?;
+    let mut control = Control::open().map_err(|error| super::with_cause(&error))?;
 
     let (claim, mark) = (random(), mark(&legacy.path, legacy.mode, &place));
     let group = update::adopt(&mut control, place.device, legacy.group, mark, claim);

@@ -8,6 +8,7 @@ mod run;
 mod update;
 mod values;
 
+use std::error::Error as _;
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{self, Write as _};
@@ -63,7 +64,15 @@ impl From<OpenError> for Failure {
             OpenErrorKind::NoPermission => Exit::NoPermission,
             OpenErrorKind::Other => Exit::Failed,
         };
-        Failure(exit, error.to_string())
+        Failure(exit, with_cause(&error))
+    }
+}
+
+/// An error, and what the kernel said where the error itself does not tell.
+fn with_cause(error: &OpenError) -> String {
+    match error.source().filter(|_| error.kind() == OpenErrorKind::Other) {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
     }
 }
 
