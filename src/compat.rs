@@ -33,11 +33,15 @@ Usually started by `dmstats create --filemap FILE`, which makes the group.
 
 /// Whether the arguments, without the program's name, are meant as lvm2's.
 ///
-/// That is so when the first is all ASCII digits, even if it is no good as a number: no
-/// subcommand and no option looks like that, so the complaint should be about a descriptor.
+/// That is so when the first is all ASCII digits, even if it is no good as a number, or the fourth
+/// is a mode: no subcommand looks like that, so the complaint should be about a descriptor.
 #[must_use]
 pub fn is_legacy(args: &[OsString]) -> bool {
-    args.first().is_some_and(|first| is_digits(first))
+    let Some(first) = args.first() else { return false };
+    let native = ["run", "update", "explain", "help"].iter().any(|word| first == word)
+        || first.as_encoded_bytes().starts_with(b"--");
+    let has_mode = args.get(3).is_some_and(|mode| mode == "inode" || mode == "path");
+    is_digits(first) || !native && has_mode && args.len() <= 6
 }
 
 fn is_digits(word: &OsStr) -> bool {

@@ -425,6 +425,9 @@ impl Engine {
             return self.look_again(file, now + settings.interval);
         }
         if followed.shown == Some(map.fingerprint) || followed.given_up {
+            if followed.mode == Mode::Path && now >= followed.settled {
+                actions.push(Action::Close(file)); // idle, though its map is read at every look
+            }
             return self.worked(now, file, actions);
         }
         followed.job = Job::Update(map.fingerprint);
@@ -501,6 +504,9 @@ impl Engine {
         let Some(followed) = self.followed(file) else { return };
         let end = followed.end.clone().unwrap_or(End::NoDevice);
         match outcome {
+            Err(error @ update::Error::TakenOver) => {
+                self.let_go(file, End::NotOurs(error.to_string()), actions);
+            }
             Err(error) if !error.is_no_device() && !error.is_not_understood() => {
                 self.failed(now, file, error.to_string(), actions);
             }

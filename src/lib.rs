@@ -37,7 +37,7 @@
 //!
 //! * Floors 0 and 1 know no file, clock, thread, log or system call.
 //! * There is no `unsafe` outside [`kernel`].
-//! * Threads are started in [`mod@run`] only, and only its ioctl thread holds a [`dm::Dm`].
+//! * Threads are started in [`mod@run`] only, and of them only one holds a [`dm::Dm`].
 //! * Nothing that is remembered about the kernel is trusted: every update begins with a listing.
 //! * Nothing uses inotify or fanotify, and nothing asks for a writeback.
 //!
@@ -56,6 +56,7 @@
 //! | mark | our word in `aux_data` that says which file a region maps |
 //! | claim | our word in the descriptor that says which process follows the group |
 //! | orphan | a region with a mark that no descriptor names: the leftover of a cut update |
+//! | clockwork | what a region counts besides the thirteen counters: precise times, a histogram |
 //! | anchor | the one region of a group whose file has no extent; lies beyond every device |
 //! | stamp | what `stat` says, as far as a change may show in it |
 //! | look | one `stat`, and one reading of the map if it is due; a full look reads it anyway |

@@ -10,7 +10,7 @@ pub struct Have {
     pub id: RegionId,
     /// What it counts.
     pub extent: Extent,
-    /// Whether readers see it in the group now. What is not is a leftover of a cut update.
+    /// Whether readers see it in the group now. What is not is an orphan of a cut update.
     pub member: bool,
 }
 
@@ -32,7 +32,7 @@ pub struct Delta {
 /// own. A member that lies partly outside goes, since it would count sectors of others.
 ///
 /// Where members overlap each other, which no update of ours leaves behind, as many stay as can
-/// without overlapping, and of these choices the one that needs the fewest creates. Leftovers are
+/// without overlapping, and of these choices the one that needs the fewest creates. Orphans are
 /// kept only where they save a create: nobody has read their counts, while a create stops the
 /// device's I/O. Among equal choices the lowest id stays.
 ///
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_member_in_the_middle_stays_and_a_leftover_there_does_not() {
+    fn a_member_in_the_middle_stays_and_a_orphan_there_does_not() {
         let around = [extent(0, 4), extent(8, 4)];
         check(&[have(3, 4, 4, true)], &[extent(0, 12)], &[3], &around, &[]);
         check(&[have(3, 4, 4, false)], &[extent(0, 12)], &[], &[extent(0, 12)], &[3]);
@@ -302,15 +302,15 @@ mod tests {
         }
 
         #[test]
-        fn leftovers_stay_where_they_save_most(have in regions(), want in wanted()) {
+        fn orphans_stay_where_they_save_most(have in regions(), want in wanted()) {
             let delta = plan(&have, &want);
             let rest = want.without(&covered(&kept(&delta, &have, true)));
             let creates = |kept: &Vec<Have>| rest.without(&covered(kept)).len();
             let price = |kept: &Vec<Have>| (creates(kept), Reverse(kept.len()));
             let least = choices(&have, &rest, false).iter().map(price).min();
-            let leftovers = kept(&delta, &have, false);
-            prop_assert_eq!(Some(price(&leftovers)), least, "{:?}", delta);
-            prop_assert_eq!(delta.create.len(), price(&leftovers).0);
+            let orphans = kept(&delta, &have, false);
+            prop_assert_eq!(Some(price(&orphans)), least, "{:?}", delta);
+            prop_assert_eq!(delta.create.len(), price(&orphans).0);
         }
 
         #[test]

@@ -134,6 +134,12 @@ fn digits_alone_make_a_command_line_lvm2s() {
         assert!(!is_legacy(&words(first)), "{first}");
     }
     assert!(!is_legacy(&[]));
+    for line in ["-1 0 /f inode", "3x 0 /f path 1", "'' 0 /f inode 0 3"] {
+        assert!(is_legacy(&words(line)), "{line}");
+    }
+    for line in ["run a b inode", "--alias 0 b path", "3x 0 /f file"] {
+        assert!(!is_legacy(&words(line)), "{line}");
+    }
     assert!(!is_legacy(&[OsStr::from_bytes(b"3\xff").to_owned()]));
 }
 

@@ -1414,6 +1414,48 @@ fn two_processes_that_update_a_group_at_once_leave_one_that_has_it() {
     }
 }
 
+/// The old process looks again after it has created: until then the new one may do what it likes,
+/// also for a file that has changed meanwhile.
+#[test]
+fn a_process_that_is_overtaken_while_it_creates_does_no_harm() {
+    for (stage, want) in stages(3) {
+        let listings = places(&stage, &want, "@stats_list");
+        let Some(second) = listings.get(1) else { continue };
+        for (_, cells) in pairs(3) {
+            for at in 1..=*second {
+                let other = map_of(&cells);
+                let rival = Some((stage.group.id, other.clone()));
+                let watch = |cut: &mut Cut| drop(read(cut));
+                let mut both = Rivals { cut: stage.cut(), at, rival, updates: true, watch };
+                let result = update(&mut both, DEVICE, stage.group, &extents(&want));
+                assert!(matches!(result, Err(Error::TakenOver)), "{result:?}");
+                let mut cut = both.cut.afresh();
+                let next = Actor::Same(Group { claim: NEXT_CLAIM, ..stage.group });
+                let result = next.run(&mut cut, Aim::Follow(&other));
+                let watch = Watch::new(&stage, vec![Some(other.clone())], &Map::new());
+                watch.check_end(&mut cut, &result, Aim::Follow(&other));
+            }
+        }
+    }
+}
+
+/// A region that is to go is deleted by somebody, and a neighbour gets its id, while the device
+/// takes its time with a create.
+#[test]
+fn an_id_that_was_ours_when_the_creates_began_is_not_marked_for_another() {
+    for style in STYLES.iter().filter(|style| !style.marked) {
+        let stage = Stage::new(&DENSE, style, &[true, false, true, false, true], Writer::Us);
+        let want = map_of(&[true, false, false, true, false, true]);
+        for (at, doomed) in [(1, 1), (1, 2), (2, 1), (2, 2)] {
+            let deeds = vec![(at, Deed::DeleteOurs(doomed)), (at, Deed::Create("other"))];
+            let mut cut = Cut { deeds, ..stage.cut() };
+            let result = Actor::Same(stage.group).run(&mut cut, Aim::Follow(&want));
+            let watch = old_or_new(&stage, &want);
+            watch.check_end(&mut cut, &result, Aim::Follow(&want));
+        }
+    }
+}
+
 /// A first attempt was cut; then a user made a group of the file with LVM2.
 #[test]
 fn what_a_cut_attempt_left_is_used_by_a_group_that_was_made_meanwhile() {

@@ -15,7 +15,6 @@ pub struct DryRun {
 impl Dm for DryRun {
     fn message(&mut self, device: Device, text: &[u8]) -> io::Result<Reply> {
         if !text.starts_with(b"@stats_list") {
-            // Nobody may be reading any more; then there is nothing to do here but to end.
             writeln!(io::stdout(), "{device} {}", String::from_utf8_lossy(text))?;
         }
         match self.memory.message(device, text) {

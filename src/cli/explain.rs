@@ -12,6 +12,7 @@ use crate::entry::describe;
 use crate::extent::SECTOR_BYTES;
 use crate::kernel::control::Control;
 use crate::kernel::fiemap::Pages;
+use crate::kernel::process::end_at_broken_pipe;
 use crate::place::{self, Mount, Place, mount_of};
 use crate::sample::{open_regular, read_map};
 use crate::sight::Map;
@@ -27,6 +28,7 @@ pub struct Arguments {
 }
 
 pub fn main(arguments: &Arguments) -> Result<Exit, Failure> {
+    end_at_broken_pipe();
     let path = std::path::absolute(&arguments.file);
     let path = path.map_err(|error| Failure::at(&arguments.file, error))?;
     let file = open_regular(&path).map_err(|error| Failure::at(&path, error))?;

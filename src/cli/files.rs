@@ -32,7 +32,7 @@ pub struct Files {
     pub alias: Option<String>,
 
     /// Take over this group, whoever made it
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", conflicts_with = "dry_run")]
     pub group: Option<u32>,
 
     /// Owner's word of new regions; dmstats reports those of its own by default
@@ -56,8 +56,18 @@ pub struct Files {
 impl Files {
     /// Opens and checks every file, and takes over what is to be taken over.
     pub fn entries(&self, dm: &mut impl Dm, claim: u32) -> Result<Vec<Entry>, Failure> {
+        Ok(self.keyed_entries(dm, claim)?.into_iter().map(|(entry, _)| entry).collect())
+    }
+
+    /// The same, each with the keys that its group may have: whoever follows it may do so in
+    /// another mode.
+    pub fn keyed_entries(
+        &self,
+        dm: &mut impl Dm,
+        claim: u32,
+    ) -> Result<Vec<(Entry, [u64; 2])>, Failure> {
         self.check()?;
-        let mut entries: Vec<Entry> = Vec::new();
+        let mut entries = Vec::new();
         let mut seen: BTreeMap<(Device, u64), PathBuf> = BTreeMap::new();
         for path in &self.paths {
             let path = std::path::absolute(path).map_err(|error| Failure::at(path, error))?;
@@ -71,8 +81,9 @@ impl Files {
             let adopt = |id| update::adopt(&mut *dm, place.device, RegionId(id), marked, claim);
             let group = self.group.map(adopt).transpose();
             let group = group.map_err(|error| Failure::at(&path, error))?;
+            let keys = [Mode::Inode, Mode::Path].map(|mode| mark(&path, mode, &place).key);
             let template = self.template(&path);
-            entries.push(entry(file, &path, self.mode, &place, group, template));
+            entries.push((entry(file, &path, self.mode, &place, group, template), keys));
         }
         Ok(entries)
     }

@@ -13,6 +13,7 @@ use crate::dm::Dm;
 use crate::engine::Settings;
 use crate::entry::{random, settle};
 use crate::kernel::control::Control;
+use crate::kernel::process::end_at_broken_pipe;
 use crate::run::run;
 
 #[derive(Debug, Args)]
@@ -61,6 +62,7 @@ pub fn main(arguments: &Arguments) -> Result<Exit, Failure> {
     };
     env_logger::Builder::new().filter_level(level).format(super::log_line).init();
     if arguments.files.dry_run {
+        end_at_broken_pipe();
         return follow(DryRun::default(), arguments);
     }
     follow(Control::open()?, arguments)

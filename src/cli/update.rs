@@ -9,6 +9,7 @@ use crate::dm::Dm;
 use crate::entry::random;
 use crate::kernel::control::Control;
 use crate::kernel::fiemap::Pages;
+use crate::kernel::process::end_at_broken_pipe;
 use crate::run::Entry;
 use crate::sample::{self, Reach};
 use crate::sight::{Map, Sight};
@@ -21,18 +22,20 @@ pub struct Arguments {
 }
 
 pub fn main(arguments: &Arguments) -> Result<Exit, Failure> {
+    end_at_broken_pipe();
     if arguments.files.dry_run {
         return pass(DryRun::default(), &arguments.files);
     }
     pass(Control::open()?, &arguments.files)
 }
 
-/// Goes on with the other files if one fails, and says so in the end.
+/// Checks all files first. Then one that fails does not keep the others from being updated, and
+/// shows in the exit status.
 fn pass(mut dm: impl Dm, files: &Files) -> Result<Exit, Failure> {
     let claim = random();
     let mut exit = Exit::Ok;
-    for mut entry in files.entries(&mut dm, claim)? {
-        match update_one(&mut dm, claim, &mut entry) {
+    for (mut entry, keys) in files.keyed_entries(&mut dm, claim)? {
+        match update_one(&mut dm, claim, &keys, &mut entry) {
             Ok(done) => println!("{}: {done}", entry.name),
             Err(error) => {
                 eprintln!("dmfilemapd: {}: {error}", entry.name);
@@ -43,10 +46,20 @@ fn pass(mut dm: impl Dm, files: &Files) -> Result<Exit, Failure> {
     Ok(exit)
 }
 
-fn update_one(dm: &mut impl Dm, claim: u32, entry: &mut Entry) -> Result<String, String> {
+/// `keys` are those of the file in either mode.
+fn update_one(
+    dm: &mut impl Dm,
+    claim: u32,
+    keys: &[u64],
+    entry: &mut Entry,
+) -> Result<String, String> {
     let map = read(&mut entry.reach)?;
     let device = entry.spec.device;
-    let updated = match entry.spec.group {
+    let found = match entry.spec.group {
+        Some(group) => Some(group),
+        None => update::find(&mut *dm, device, keys).map_err(|error| error.to_string())?,
+    };
+    let updated = match found {
         Some(group) => update::update(dm, device, group, &map.extents).map(Some),
         None => {
             let Entry { template, mark, .. } = entry;

@@ -13,6 +13,7 @@ use std::process::Command;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::libc;
+use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, chdir, dup2_stderr, dup2_stdin, dup2_stdout, setsid};
 
@@ -149,6 +150,15 @@ fn require_single_thread() -> io::Result<()> {
             "the process has {threads} threads, and this must be done before the second starts"
         ))),
     }
+}
+
+/// Lets a write to a pipe that nobody reads any more end the process, as it does any filter's: Rust
+/// programs start with the signal ignored, and would panic when they print.
+#[doc(alias = "SIGPIPE")]
+pub fn end_at_broken_pipe() {
+    // SAFETY: the default action is no handler of ours, so none runs.
+    let set = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
+    set.expect("SIGPIPE may be set to its default action");
 }
 
 /// What becomes of stdin, stdout and stderr in a daemon.

@@ -41,11 +41,19 @@ impl Error {
         matches!(self, Error::Message { source, .. } if source.raw_os_error() == Some(ENXIO))
     }
 
-    /// Whether the kernel does not understand the message: `EINVAL`. It logs each one it is sent.
+    /// Whether the region does not exist (any more): `ENOENT`.
+    #[must_use]
+    pub fn is_no_region(&self) -> bool {
+        let Error::Message { source, .. } = self else { return false };
+        source.kind() == io::ErrorKind::NotFound
+    }
+
+    /// Whether the kernel does not understand the message: `EINVAL`, of which it logs each, or
+    /// `EOPNOTSUPP`, from devices that have no statistics (request-based ones before Linux 4.2).
     #[must_use]
     pub fn is_not_understood(&self) -> bool {
         let Error::Message { source, .. } = self else { return false };
-        source.kind() == io::ErrorKind::InvalidInput
+        matches!(source.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported)
     }
 }
 

@@ -129,9 +129,25 @@ fn take_over<D: Dm>(
     Ok(Group { id, mark, claim })
 }
 
+/// The group whose mark has one of the keys, with the claim it has: who updates it once does not
+/// take it over from who follows it.
+///
+/// # Errors
+///
+/// Those of the listing.
+pub fn find(dm: impl Dm, device: Device, keys: &[u64]) -> Result<Option<Group>, Error> {
+    let listing = Conversation::new(dm, device).list()?;
+    let group = |region: &Region<'_>| {
+        let descriptor = Descriptor::of(region)?;
+        let mark = descriptor.mark.filter(|mark| keys.contains(&mark.key))?;
+        Some(Group { id: region.id, mark, claim: descriptor.claim.unwrap_or_default() })
+    };
+    Ok(parse_list(&listing)?.iter().find_map(group))
+}
+
 /// Finds or makes the group of a file: one that bears a mark with the same key; else one of the
 /// same program_id and alias, without a mark, of which a member lies in `want` (LVM2 made it from
-/// this file); else a new one, for which leftovers of a cut attempt are used. Then updates it.
+/// this file); else a new one, for which orphans of a cut attempt are used. Then updates it.
 ///
 /// `None` if there is no such group and `want` is empty: a group is made from extents.
 ///
@@ -249,12 +265,16 @@ pub fn look(dm: impl Dm, device: Device, groups: &[Group]) -> Result<Vec<Standin
 ///
 /// # Errors
 ///
-/// Those of the messages; what is left bears the mark, so that another try finds it.
+/// [`Error::TakenOver`] if another process follows it now, and nothing is touched; those of the
+/// messages, and what is left bears the mark, so that another try finds it.
 pub fn remove(dm: impl Dm, device: Device, group: Group) -> Result<usize, Error> {
     let mut kernel = Conversation::new(dm, device);
     let listing = kernel.list()?;
     let rows = parse_list(&listing)?;
     let ours = Ours::among(&rows, group.mark, Some(group.id));
+    if ours.stand(group.claim) == Standing::TakenOver {
+        return Err(Error::TakenOver);
+    }
     let delta = Delta { delete: ours.regions.iter().map(|r| r.id).collect(), ..Delta::default() };
     ours.mark_doomed(&mut kernel, &delta)?;
     ours.retire_and_clean(&mut kernel, &BTreeSet::new(), &delta)?;
@@ -288,7 +308,7 @@ fn carry_out<D: Dm>(
         let listing = first.take().map_or_else(|| kernel.list(), Ok)?;
         let rows = parse_list(&listing)?;
         let ours = Ours::among(&rows, aim.mark, aim.hint);
-        created.retain(|id| ours.is_leftover(*id)); // else somebody deleted it
+        created.retain(|id| ours.is_orphan(*id)); // else somebody deleted it
         let planned = ours.model(aim).and_then(|model| {
             let delta = delta(&ours, &model, &rows, want)?;
             Ok((model, delta))
@@ -299,7 +319,11 @@ fn carry_out<D: Dm>(
         };
         if delta.create.is_empty() {
             ours.mark_doomed(kernel, &delta)?;
-            return commit(kernel, &rows, &ours, &model, &delta, &created);
+            return match commit(kernel, &rows, &ours, &model, &delta, &created) {
+                // The leader is gone since the listing: nothing was named, nothing will be.
+                Err(error) if error.is_no_region() => Err(take_back(kernel, &created, error)),
+                outcome => outcome,
+            };
         }
         for &extent in &delta.create {
             match kernel.create(extent, &model) {

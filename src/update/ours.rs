@@ -28,7 +28,11 @@ impl<'a> Model<'a> {
             mark: Some(mark),
             claim: Some(claim),
         };
-        Model { program_id: &template.program_id, clockwork, descriptor }
+        let program_id = match &template.program_id[..] {
+            b"" => b"-", // that is how it is listed
+            program_id => program_id,
+        };
+        Model { program_id, clockwork, descriptor }
     }
 
     /// The aux_data of a leader of these members.
@@ -112,7 +116,7 @@ impl<'a, 'r> Ours<'a, 'r> {
     }
 
     /// Whether the region bears our mark, and readers do not see it in the group.
-    pub(super) fn is_leftover(&self, id: RegionId) -> bool {
+    pub(super) fn is_orphan(&self, id: RegionId) -> bool {
         let at = self.regions.binary_search_by_key(&id, |region| region.id);
         at.is_ok_and(|at| Mark::of_member(self.regions[at].aux).is_some())
             && !self.members.contains(id)
@@ -129,7 +133,7 @@ impl<'a, 'r> Ours<'a, 'r> {
     /// Regions to delete that nobody sees: they can take the place of others as they are.
     pub(super) fn spare(&self, delta: &Delta) -> BTreeMap<Extent, RegionId> {
         let spare = self.regions.iter().filter(|region| {
-            self.is_leftover(region.id) && delta.delete.binary_search(&region.id).is_ok()
+            self.is_orphan(region.id) && delta.delete.binary_search(&region.id).is_ok()
         });
         spare.map(|region| (region.extent, region.id)).collect()
     }
@@ -148,7 +152,7 @@ impl<'a, 'r> Ours<'a, 'r> {
         Standing::Stands { id, fingerprint: map.fingerprint(), tidy }
     }
 
-    /// The delta to `want`. Members count whatever they count and may stay; a leftover is taken in
+    /// The delta to `want`. Members count whatever they count and may stay; an orphan is taken in
     /// only if it counts what new regions would.
     pub(super) fn plan(&self, model: &Model<'_>, want: &Extents) -> Delta {
         let usable = |region: &&&Region<'_>| {

@@ -236,6 +236,12 @@ const BOTH: &[Case] = &[
         effect: Effect::Splits,
     },
     Case {
+        what: "the very first extent",
+        prepare: |file| change::truncate(file, MIB),
+        act: |file| change::write(file, Way::Direct, 0, 64 * KIB),
+        effect: Effect::Splits,
+    },
+    Case {
         what: "an overwrite in place",
         prepare: change::solid,
         act: |file| change::write(file, Way::Direct, 256 * KIB, 64 * KIB),
