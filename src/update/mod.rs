@@ -331,7 +331,6 @@ fn carry_out<D: Dm>(
                 Err(error) => return Err(take_back(kernel, &created, error)),
             };
         }
-        ours.mark_doomed(kernel, &delta)?;
     }
     Err(take_back(kernel, &created, Error::Disturbed))
 }

@@ -42,8 +42,8 @@ fn thousands_of_extents(kind: &str, options: &str) {
     assert_dmstats_shows(&disk, 2000);
 
     (1..BLOCKS).step_by(4).for_each(|block| change::punch(&file, block * BLOCK, BLOCK));
-    let map = assert_follows(&disk, "every second extent punched", &file, "vm.img");
-    assert_eq!(map.len(), 1000);
+    let scattered = assert_follows(&disk, "every second extent punched", &file, "vm.img");
+    assert_eq!(scattered.len(), 1000);
     assert_dmstats_shows(&disk, 1000);
     let row = longest_row(&disk);
     assert!((3000..4095).contains(&row), "{row} bytes: as scattered as may be\n{}", daemon.said());
@@ -52,7 +52,7 @@ fn thousands_of_extents(kind: &str, options: &str) {
         change::write(&file, Way::Direct, block * BLOCK, BLOCK);
     }
     let map = assert_follows(&disk, "some of the holes filled", &file, "vm.img");
-    assert!(map.len() > 1000, "{}", map.len());
+    assert_ne!(map, scattered); // some may have come to lie next to others
     assert!(longest_row(&disk) < 4095);
 
     change::punch(&file, 0, BLOCKS * BLOCK);
