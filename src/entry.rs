@@ -9,12 +9,12 @@ use std::time::Duration;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::dm::Device;
-use crate::engine::Spec;
+use crate::engine::{Pace, Spec};
 use crate::group::Mark;
 use crate::mode::Mode;
 use crate::place::Place;
 use crate::run::Entry;
-use crate::sample::Reach;
+use crate::sample::{ByPath, Identity, Reach};
 use crate::update::{Group, Template};
 
 /// An entry for a file that is open now; `path` is absolute.
@@ -25,19 +25,18 @@ pub fn entry(
     place: &Place,
     group: Option<Group>,
     template: Template,
+    pace: Pace,
 ) -> Entry {
+    let path: Arc<Path> = path.into();
+    let mark = mark(&path, mode, place);
     let reach = match mode {
-        Mode::Inode => Reach::Inode(Arc::new(file)),
-        Mode::Path => Reach::Path(path.to_owned(), Some(Arc::new(file))),
+        Mode::Inode => Reach::Inode(file),
+        Mode::Path => Reach::Path(ByPath { path: path.clone(), open: Some(file), only: None }),
     };
+    let identity = Identity { inode: place.inode, generation: place.generation };
     let restless = place.filesystem.is_restless();
-    Entry {
-        name: path.display().to_string(),
-        reach,
-        spec: Spec { mode, device: place.device, group, restless },
-        template,
-        mark: mark(path, mode, place),
-    }
+    let spec = Spec { mode, device: place.device, group, restless, pace };
+    Entry { path, identity, reach, spec, template, mark }
 }
 
 /// A mark for the file: the same key in every run that follows it in the same mode, and a nonce of

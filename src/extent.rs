@@ -176,7 +176,9 @@ impl Extents {
             }
             hash.update(&bytes[..16 * batch.len()]);
         }
-        Fingerprint(hash.digest128())
+        let digest = hash.digest128();
+        #[allow(clippy::cast_possible_truncation)] // into its two halves
+        Fingerprint([(digest >> 64) as u64, digest as u64])
     }
 }
 
@@ -204,7 +206,7 @@ impl fmt::Debug for Extents {
 
 /// The hash of a map; see [`Extents::fingerprint`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Fingerprint(u128);
+pub struct Fingerprint([u64; 2]); // not a u128: that would be aligned to 16 bytes
 
 #[cfg(test)]
 mod tests {

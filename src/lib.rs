@@ -7,12 +7,12 @@
 //!
 //! # The path of one look
 //!
-//! 1. The [`engine`] says that a file is due. A sampler [looks](sample) at it: `stat` first; that
-//!    is all while nothing happens.
-//! 2. If the [stamp](sight::Stamp) differs, or a map is due for another reason, the sampler reads
+//! 1. The [`engine`] says which files are due, device by device. A sampler [looks](sample) at them:
+//!    one `stat` each; that is all while nothing happens.
+//! 2. If the [stamp](sight::Stamp) differs, or a map is due for another reason, a sampler reads
 //!    the extents (`FIEMAP`, never with a sync), in [normal form](extent::Extents).
 //! 3. If their [fingerprint](extent::Extents::fingerprint) is not the one of the map that the group
-//!    shows, the extents go to the thread that talks to the device-mapper.
+//!    shows, the extents go to a thread that talks to the device-mapper.
 //! 4. [`update`] lists the device's regions, finds ours, [plans](plan), and sends the messages in
 //!    an order in which any of them may be the last. What it found and did comes back as an event.
 //!
@@ -37,7 +37,8 @@
 //!
 //! * Floors 0 and 1 know no file, clock, thread, log or system call.
 //! * There is no `unsafe` outside [`kernel`].
-//! * Threads are started in [`mod@run`] only, and of them only one holds a [`dm::Dm`].
+//! * Threads are started in [`mod@run`] only, and at most one at a time talks to a device-mapper
+//!   device.
 //! * Nothing that is remembered about the kernel is trusted: every update begins with a listing.
 //! * Nothing uses inotify or fanotify, and nothing asks for a writeback.
 //!
@@ -60,6 +61,8 @@
 //! | anchor | the one region of a group whose file has no extent; lies beyond every device |
 //! | stamp | what `stat` says, as far as a change may show in it |
 //! | look | one `stat`, and one reading of the map if it is due; a full look reads it anyway |
+//! | lane | the work for one device; how much of it may be under way is bounded |
+//! | gauge | a device's write counter: while it stands still, idle files are not looked at |
 //! | sweep | one listing of a device, to see what others did to our groups |
 //! | delta | what to keep, create and delete |
 //! | message, reply | one line of text to the kernel, and its answer |

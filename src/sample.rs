@@ -3,7 +3,7 @@
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use nix::libc;
@@ -16,14 +16,34 @@ use crate::place::is_realtime;
 use crate::sight::{Map, Sight, Stamp};
 
 /// How a file is reached.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub enum Reach {
     /// Always through this descriptor.
-    Inode(Arc<File>),
-    /// By its path. An open descriptor is used while it is still the file at the path, and spares
-    /// an open and a close per look: on xfs before 6.12 each close, even of a reader, takes from a
-    /// concurrent writer the room it has reserved.
-    Path(PathBuf, Option<Arc<File>>),
+    Inode(File),
+    /// By its path.
+    Path(ByPath),
+}
+
+/// A file that is looked up anew each time.
+#[derive(Debug)]
+pub struct ByPath {
+    /// Where.
+    pub path: Arc<Path>,
+    /// Used while it is still the file at the path: it spares an open and a close per look, and on
+    /// xfs before 6.12 each close, even of a reader, takes from a concurrent writer the room it has
+    /// reserved.
+    pub open: Option<File>,
+    /// The only inode it may be: followed by inode, but without a descriptor to hold it.
+    pub only: Option<Box<Identity>>,
+}
+
+/// What tells an inode from all others that its filesystem had or will have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Its number, which is given to another one as soon as it is free.
+    pub inode: u64,
+    /// What differs then; 0 where the filesystem has none.
+    pub generation: u32,
 }
 
 /// Extents of one file, at most. A file may grow faster than it is read; this is where a walk
@@ -33,92 +53,112 @@ const EXTENTS_MAX: usize = 1 << 24;
 /// Tries to read a map of several pages without the file changing meanwhile.
 const TRIES: usize = 3;
 
-/// Looks at a file: the stamp first, then, if it differs from `last` or a map is due anyway, the
-/// map. A path that was opened stays open in `reach`.
-pub fn look(reach: &mut Reach, last: Option<Stamp>, map_due: bool, pages: &mut Pages) -> Sight {
-    match reach {
-        Reach::Inode(file) => look_at_inode(file, last, map_due, pages),
-        Reach::Path(path, open) => look_at_path(path, open, last, map_due, pages),
-    }
-}
-
-fn look_at_inode(file: &File, last: Option<Stamp>, map_due: bool, pages: &mut Pages) -> Sight {
-    let metadata = match file.metadata() {
-        Ok(metadata) => metadata,
-        Err(error) => return Sight::Failed(format!("stat: {error}")),
-    };
-    if metadata.nlink() == 0 && !used_elsewhere(file, &metadata) {
-        return Sight::Unused;
-    }
-    look_at_open(file, stamp(&metadata), last, map_due, pages)
-}
-
-fn look_at_path(
-    path: &Path,
-    open: &mut Option<Arc<File>>,
-    last: Option<Stamp>,
-    map_due: bool,
-    pages: &mut Pages,
-) -> Sight {
-    for _ in 0..TRIES {
-        let metadata = match std::fs::metadata(path) {
+/// Compares the file's stamp with that of its last map. Opens nothing, and waits for nobody.
+pub fn compare(reach: &Reach, last: Option<Stamp>) -> Sight {
+    let metadata = match reach {
+        Reach::Inode(file) => match file.metadata() {
+            Ok(metadata) if is_unused(file, &metadata) => return Sight::Unused,
             Ok(metadata) => metadata,
-            Err(error) => {
-                *open = None;
-                return absent_or_failed(&error);
+            Err(error) => return Sight::Failed(format!("stat: {error}")),
+        },
+        Reach::Path(by) => match stat(by) {
+            Ok(metadata) => metadata,
+            Err(sight) => return sight,
+        },
+    };
+    if last == Some(stamp(&metadata)) { Sight::Same } else { Sight::Changed }
+}
+
+/// Looks at a file: the stamp first, then the map. A file that was opened by its path stays open if
+/// `keep` says so.
+pub fn look(reach: &mut Reach, keep: bool, pages: &mut Pages) -> Sight {
+    match reach {
+        Reach::Inode(file) => look_at_inode(file, pages),
+        Reach::Path(by) => {
+            let sight = look_at_path(by, pages);
+            if !keep || !matches!(sight, Sight::Mapped(..)) {
+                by.open = None;
             }
+            sight
+        }
+    }
+}
+
+fn look_at_inode(file: &File, pages: &mut Pages) -> Sight {
+    match file.metadata() {
+        Ok(metadata) if is_unused(file, &metadata) => Sight::Unused,
+        Ok(metadata) => look_at_open(file, &metadata, pages),
+        Err(error) => Sight::Failed(format!("stat: {error}")),
+    }
+}
+
+fn look_at_path(by: &mut ByPath, pages: &mut Pages) -> Sight {
+    for _ in 0..TRIES {
+        let metadata = match stat(by) {
+            Ok(metadata) => metadata,
+            Err(sight) => return sight,
         };
-        if !metadata.is_file() {
-            *open = None;
-            return Sight::Absent(format!("there is {} at the path", kind(&metadata)));
-        }
-        let stamp = stamp(&metadata);
-        if last == Some(stamp) && !map_due {
-            return Sight::Same;
-        }
-        match held(open, path, &metadata) {
+        match held(by, &metadata) {
             // What took the place need not be what was checked at the start.
-            Ok(Some(file)) if is_realtime(&file) => {
-                *open = None;
-                return Sight::Absent("there is a realtime file of xfs at the path".to_owned());
+            Ok(Some(file)) if is_realtime(file) => {
+                return absent("there is a realtime file of xfs at the path", &metadata);
             }
-            Ok(Some(file)) => return look_at_open(&file, stamp, last, map_due, pages),
+            Ok(Some(file)) => return look_at_open(file, &metadata, pages),
             Ok(None) => {} // it was replaced in between: look again
-            Err(error) => return absent_or_failed(&error),
+            Err(error) => return absent_or_failed(&by.path, &error),
         }
     }
     Sight::Failed("the file is replaced faster than it can be opened".to_owned())
 }
 
-fn absent_or_failed(error: &io::Error) -> Sight {
+/// What is at the path, if it can be followed.
+fn stat(by: &ByPath) -> Result<Metadata, Sight> {
+    let metadata =
+        std::fs::metadata(&by.path).map_err(|error| absent_or_failed(&by.path, &error))?;
+    if !metadata.is_file() {
+        let found = format!("there is {} at the path", kind(&metadata));
+        return Err(absent(&found, &metadata));
+    }
+    if by.only.as_ref().is_some_and(|only| only.inode != metadata.ino()) {
+        return Err(absent("there is another file at the path", &metadata));
+    }
+    Ok(metadata)
+}
+
+fn absent(found: &str, metadata: &Metadata) -> Sight {
+    Sight::Absent { found: found.to_owned(), beside: Some(device(metadata)) }
+}
+
+fn absent_or_failed(path: &Path, error: &io::Error) -> Sight {
     match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
-            Sight::Absent("there is no file at the path".to_owned())
+            let above = path.ancestors().skip(1).find_map(|above| std::fs::metadata(above).ok());
+            let beside = above.as_ref().map(device);
+            Sight::Absent { found: "there is no file at the path".to_owned(), beside }
         }
         _ => Sight::Failed(format!("open: {error}")),
     }
 }
 
 /// The open file that `metadata` describes; `None` if another one is at the path by now.
-fn held(
-    open: &mut Option<Arc<File>>,
-    path: &Path,
-    metadata: &Metadata,
-) -> io::Result<Option<Arc<File>>> {
+fn held<'a>(by: &'a mut ByPath, metadata: &Metadata) -> io::Result<Option<&'a File>> {
     let same = |file: &File| {
         file.metadata()
             .is_ok_and(|held| (held.dev(), held.ino()) == (metadata.dev(), metadata.ino()))
     };
-    if open.as_deref().is_none_or(|file| !same(file)) {
-        let opened = open_regular(path);
-        *open = None; // only now, so that the number of the inode it holds cannot be given anew
-        let opened = Arc::new(opened?);
-        if !same(&opened) {
+    if by.open.as_ref().is_none_or(|file| !same(file)) {
+        let opened = open_regular(&by.path);
+        by.open = None; // only now, so that the number of the inode it holds cannot be given anew
+        let opened = opened?;
+        let generation = by.only.as_ref().map(|only| only.generation);
+        if !same(&opened)
+            || generation.is_some_and(|only| inode::generation(&opened).unwrap_or(0) != only)
+        {
             return Ok(None);
         }
-        *open = Some(opened);
+        by.open = Some(opened);
     }
-    Ok(open.clone())
+    Ok(by.open.as_ref())
 }
 
 /// Opens a regular file for looking at it, without waiting for anything and without side effects.
@@ -155,7 +195,7 @@ pub fn kind(metadata: &Metadata) -> &'static str {
 /// The stamp that `stat` gives.
 pub fn stamp(metadata: &Metadata) -> Stamp {
     let nanoseconds =
-        |seconds: i64, rest: i64| i128::from(seconds) * 1_000_000_000 + i128::from(rest);
+        |seconds: i64, rest: i64| seconds.wrapping_mul(1_000_000_000).wrapping_add(rest);
     Stamp {
         device: device(metadata),
         inode: metadata.ino(),
@@ -172,17 +212,9 @@ pub fn device(metadata: &Metadata) -> Device {
     Device { major: libc::major(number), minor: libc::minor(number) }
 }
 
-fn look_at_open(
-    file: &File,
-    stamp: Stamp,
-    last: Option<Stamp>,
-    map_due: bool,
-    pages: &mut Pages,
-) -> Sight {
-    if last == Some(stamp) && !map_due {
-        return Sight::Same;
-    }
-    match read_map(file, pages) {
+fn look_at_open(file: &File, metadata: &Metadata, pages: &mut Pages) -> Sight {
+    let stamp = stamp(metadata);
+    match read_map_since(file, stamp, pages) {
         Ok(map) => Sight::Mapped(stamp, map),
         Err(error) => Sight::Failed(format!("reading the extents (FIEMAP): {error}")),
     }
@@ -198,14 +230,22 @@ fn look_at_open(
 ///
 /// Of [`Pages::read`], and `FileTooLarge` for a file of more than 2^24 extents.
 pub fn read_map(file: &File, pages: &mut Pages) -> io::Result<Map> {
+    read_map_since(file, stamp(&file.metadata()?), pages)
+}
+
+fn read_map_since(file: &File, mut before: Stamp, pages: &mut Pages) -> io::Result<Map> {
     let mut walk = Walk::default();
     for _ in 0..TRIES {
-        let before = file.metadata()?;
         walk = Walk::default();
         walk.all(file, pages)?;
-        if walk.pages == 1 || stamp(&before) == stamp(&file.metadata()?) {
+        if walk.pages == 1 {
             return Ok(walk.into_map(false));
         }
+        let after = stamp(&file.metadata()?);
+        if after == before {
+            return Ok(walk.into_map(false));
+        }
+        before = after;
     }
     Ok(walk.into_map(true))
 }
@@ -263,7 +303,11 @@ impl Walk {
     }
 }
 
-/// Whether anyone else has the unlinked file open or mapped.
+/// Whether the file is unlinked and nobody else has it open or mapped.
+fn is_unused(file: &File, metadata: &Metadata) -> bool {
+    metadata.nlink() == 0 && !used_elsewhere(file, metadata)
+}
+
 fn used_elsewhere(file: &File, metadata: &Metadata) -> bool {
     match inode::is_last_opener(file) {
         Ok(last) => !last,
@@ -321,20 +365,26 @@ mod tests {
         check(mapped(301_864, 6, fiemap::DATA_INLINE | fiemap::NOT_ALIGNED), &[], true, false);
     }
 
+    fn by_path(path: &Path) -> ByPath {
+        ByPath { path: path.into(), open: None, only: None }
+    }
+
     #[test]
     fn a_path_that_is_no_file_is_absent() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x");
-        let look = |path: &Path| {
-            let mut reach = Reach::Path(path.to_owned(), None);
-            super::look(&mut reach, None, true, &mut Pages::default())
+        let beside = Some(device(&std::fs::metadata(folder.path()).unwrap()));
+        let check = |path: &Path, why: &str| {
+            let expected = Sight::Absent { found: why.to_owned(), beside };
+            let mut reach = Reach::Path(by_path(path));
+            assert_eq!(compare(&reach, None), expected);
+            assert_eq!(look(&mut reach, true, &mut Pages::default()), expected);
         };
-        let absent = |why: &str| Sight::Absent(why.to_owned());
-        assert_eq!(look(&path), absent("there is no file at the path"));
-        assert_eq!(look(&path.join("y")), absent("there is no file at the path"));
-        assert_eq!(look(folder.path()), absent("there is a directory at the path"));
+        check(&path, "there is no file at the path");
+        check(&path.join("y/z"), "there is no file at the path");
+        check(folder.path(), "there is a directory at the path");
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR).unwrap();
-        assert_eq!(look(&path), absent("there is a FIFO at the path"));
+        check(&path, "there is a FIFO at the path");
     }
 
     #[test]
@@ -343,19 +393,53 @@ mod tests {
         let (path, next) = (folder.path().join("x"), folder.path().join("next"));
         std::fs::write(&path, "old").unwrap();
         std::fs::write(&next, "new").unwrap();
-        let mut open = None;
+        let mut by = by_path(&path);
         let metadata = || std::fs::metadata(&path).unwrap();
-        let first = held(&mut open, &path, &metadata()).unwrap().unwrap();
-        let again = held(&mut open, &path, &metadata()).unwrap().unwrap();
-        assert!(Arc::ptr_eq(&first, &again), "kept open");
+        let first = std::ptr::from_ref(held(&mut by, &metadata()).unwrap().unwrap());
+        let again = std::ptr::from_ref(held(&mut by, &metadata()).unwrap().unwrap());
+        assert_eq!(first, again, "kept open");
         let before = metadata();
         std::fs::rename(&next, &path).unwrap();
-        open = None;
-        assert!(
-            held(&mut open, &path, &before).unwrap().is_none(),
-            "no longer the one of the stat"
-        );
-        assert!(held(&mut open, &path, &metadata()).unwrap().is_some());
+        by.open = None;
+        assert!(held(&mut by, &before).unwrap().is_none(), "no longer the one of the stat");
+        assert!(held(&mut by, &metadata()).unwrap().is_some());
+    }
+
+    #[test]
+    fn without_a_descriptor_another_inode_at_the_path_is_not_taken_for_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, next) = (folder.path().join("x"), folder.path().join("next"));
+        std::fs::write(&path, "old").unwrap();
+        std::fs::write(&next, "new").unwrap();
+        let file = File::open(&path).unwrap();
+        let only = Identity {
+            inode: file.metadata().unwrap().ino(),
+            generation: inode::generation(&file).unwrap_or(0),
+        };
+        let mut by = ByPath { only: Some(Box::new(only)), ..by_path(&path) };
+        let metadata = std::fs::metadata(&path).unwrap();
+        assert!(held(&mut by, &metadata).unwrap().is_some());
+        by.open = None;
+        by.only = Some(Box::new(Identity { generation: only.generation ^ 1, ..only }));
+        assert!(held(&mut by, &metadata).unwrap().is_none(), "a later inode of the number");
+        by.only = Some(Box::new(only));
+        std::fs::rename(&next, &path).unwrap();
+        let found = compare(&Reach::Path(by), None);
+        assert!(matches!(found, Sight::Absent { found, .. } if found.contains("another file")));
+    }
+
+    #[test]
+    fn a_file_stays_open_if_it_is_to_be_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x");
+        std::fs::write(&path, "data").unwrap();
+        for keep in [true, false] {
+            let mut reach = Reach::Path(by_path(&path));
+            let sight = look(&mut reach, keep, &mut Pages::default());
+            let Reach::Path(by) = reach else { unreachable!("it was made as one") };
+            let mapped = matches!(sight, Sight::Mapped(..)); // not on every filesystem
+            assert_eq!(by.open.is_some(), keep && mapped);
+        }
     }
 
     #[test]
@@ -363,15 +447,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x");
         std::fs::write(&path, "data").unwrap();
-        let file = Arc::new(File::open(&path).unwrap());
+        let mut reach = Reach::Inode(File::open(&path).unwrap());
         let other = File::open(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
-        let look = || {
-            let mut reach = Reach::Inode(file.clone());
-            super::look(&mut reach, None, false, &mut Pages::default())
-        };
-        assert_ne!(look(), Sight::Unused);
+        assert_eq!(compare(&reach, None), Sight::Changed);
         drop(other);
-        assert_eq!(look(), Sight::Unused);
+        assert_eq!(compare(&reach, None), Sight::Unused);
+        assert_eq!(look(&mut reach, true, &mut Pages::default()), Sight::Unused);
     }
 }

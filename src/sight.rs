@@ -18,10 +18,10 @@ pub struct Stamp {
     pub size: u64,
     /// Blocks of 512 bytes that the file takes, as far as the filesystem counts them.
     pub blocks: u64,
-    /// Nanoseconds since 1970 of the last change of its data, which anybody may set.
-    pub modified: i128,
-    /// Nanoseconds since 1970 of the last change of its inode, which nobody may set.
-    pub changed: i128,
+    /// Nanoseconds since 1970 of the last change of its data, which anybody may set; modulo 2^64.
+    pub modified: i64,
+    /// Nanoseconds since 1970 of the last change of its inode, which nobody may set; likewise.
+    pub changed: i64,
 }
 
 /// A file's extents, and how far they can be relied upon.
@@ -45,11 +45,19 @@ pub struct Map {
 pub enum Sight {
     /// The stamp is the one of the last map, and no map was due.
     Same,
+    /// The stamp is not the one of the last map; the map was not to be read.
+    Changed,
     /// The map was read. The stamp was taken before it, so that a change after the stamp shows in
     /// the next one.
     Mapped(Stamp, Map),
-    /// There is no file at the path (any more), or nothing that can be followed there: why.
-    Absent(String),
+    /// There is no file at the path (any more), or nothing that can be followed there.
+    Absent {
+        /// What there is.
+        found: String,
+        /// The device of what is there, or of the nearest folder above that exists: another one
+        /// than the file's if its filesystem is not mounted.
+        beside: Option<Device>,
+    },
     /// The file is unlinked and nobody else has it open.
     Unused,
     /// The file could not be looked at: why.

@@ -4,7 +4,10 @@ use std::io;
 use std::time::Duration;
 
 use dmfilemapd::dm::Device;
-use dmfilemapd::engine::{Action, End, Engine, Event, FileId, Report, Settings, Spec, Time};
+use dmfilemapd::engine::{
+    Action, Batch, End, Engine, Event, FileId, MAPPING_MAX, MAPS_MAX, Pace, Report, STAMPS_MAX,
+    Settings, Spec, State, Time,
+};
 use dmfilemapd::extent::{Extent, Extents};
 use dmfilemapd::group::Mark;
 use dmfilemapd::message::RegionId;
@@ -16,34 +19,53 @@ const FILE: FileId = FileId(0);
 const DEVICE: Device = Device { major: 253, minor: 0 };
 const GROUP: Group = Group { id: RegionId(0), mark: Mark { key: 1, nonce: 2 }, claim: 3 };
 const SECOND: Duration = Duration::from_secs(1);
+const SPEC: Spec = Spec {
+    mode: Mode::Inode,
+    device: DEVICE,
+    group: Some(GROUP),
+    restless: false,
+    pace: Pace { interval: SECOND, max_interval: SECOND },
+};
+
+fn at(seconds: u32) -> Time {
+    Time::ZERO + SECOND * seconds
+}
 
 /// An engine with one file, and a clock that the test turns.
 struct Bench {
     engine: Engine,
     now: Time,
     actions: Vec<Action>,
+    /// The look that is out.
+    out: Option<Batch>,
 }
 
 impl Bench {
     fn new(mode: Mode) -> Bench {
-        let settings = Settings { interval: SECOND, ..Settings::default() };
-        let mut engine = Engine::new(settings);
-        let spec = Spec { mode, device: DEVICE, group: Some(GROUP), restless: false };
+        Bench::with(Spec { mode, ..SPEC })
+    }
+
+    fn with(spec: Spec) -> Bench {
+        let mut engine = Engine::new(Settings::default());
         engine.follow(Time::ZERO, spec);
-        let mut bench = Bench { engine, now: Time::ZERO, actions: Vec::new() };
+        let mut bench = Bench { engine, now: Time::ZERO, actions: Vec::new(), out: None };
         bench.happens(Event::Tick);
         bench
     }
 
     /// One whose file was mapped, whose group shows the map, and which has settled.
     fn settled(mode: Mode) -> Bench {
-        let mut bench = Bench::new(mode);
-        bench.expect_look(None, true);
+        Bench::settled_with(Spec { mode, ..SPEC })
+    }
+
+    fn settled_with(spec: Spec) -> Bench {
+        let mut bench = Bench::with(spec);
+        assert!(bench.wait_for_look(), "the first look reads the map");
         bench.looked(mapped(1, 8));
         bench.expect_update(8);
         bench.updates(0);
         bench.actions.clear();
-        while bench.now < 50 * SECOND {
+        while bench.now < at(50) {
             bench.wait_for_look();
             bench.looked(Sight::Same);
         }
@@ -55,27 +77,32 @@ impl Bench {
         self.engine.handle(self.now, event, &mut self.actions);
     }
 
+    /// The look that is out came back with this.
     fn looked(&mut self, sight: Sight) {
-        self.happens(Event::Looked(FILE, sight));
+        let mut batch = self.out.take().expect("a look is out");
+        batch.looks[0].sight = sight;
+        self.happens(Event::Looked(batch));
     }
 
     fn updates(&mut self, id: u32) {
-        self.happens(Event::Updated(FILE, Ok(Some(updated(id)))));
+        self.happens(Event::Updated(DEVICE, FILE, Ok(Some(updated(id)))));
     }
 
     fn fails(&mut self, error: update::Error) {
-        self.happens(Event::Updated(FILE, Err(error)));
+        self.happens(Event::Updated(DEVICE, FILE, Err(error)));
     }
 
     /// Lets time pass until the next look, answering sweeps; whether it reads the map.
     fn wait_for_look(&mut self) -> bool {
         loop {
-            let at = self.actions.iter().position(|action| matches!(action, Action::Look { .. }));
+            let at = self.actions.iter().position(|action| matches!(action, Action::Look(_)));
             if let Some(at) = at {
-                let Action::Look { last, map_due, .. } = self.actions.remove(at) else {
+                let Action::Look(batch) = self.actions.remove(at) else {
                     unreachable!("position() found a look")
                 };
-                return map_due || last.is_none();
+                let maps = batch.maps.is_some();
+                self.out = Some(batch);
+                return maps;
             }
             self.now = self.engine.next_due().expect("a look will be due");
             self.happens(Event::Tick);
@@ -99,11 +126,6 @@ impl Bench {
         self.happens(Event::Swept(DEVICE, Ok(vec![(FILE, standing)])));
     }
 
-    fn expect_look(&mut self, last: Option<Stamp>, map_due: bool) {
-        assert_eq!(self.actions, [Action::Look { file: FILE, last, map_due }]);
-        self.actions.clear();
-    }
-
     fn expect_update(&mut self, len: u64) {
         let update = Action::Update(FILE, DEVICE, Some(GROUP), extents(len));
         assert_eq!(self.actions, [update]);
@@ -117,13 +139,17 @@ impl Bench {
         };
         self.actions.drain(..).filter_map(report).collect()
     }
+
+    fn state(&self) -> State {
+        self.engine.file_status(self.now, FILE).expect("it is followed").state
+    }
 }
 
 fn extents(len: u64) -> Extents {
     Extent::new(64, len).into_iter().collect()
 }
 
-fn stamp(changed: i128) -> Stamp {
+fn stamp(changed: i64) -> Stamp {
     Stamp { device: DEVICE, inode: 12, size: 4096, blocks: 8, modified: 0, changed }
 }
 
@@ -133,7 +159,7 @@ fn map(len: u64) -> Map {
     Map { extents, fingerprint, pending: false, shared: false, torn: false }
 }
 
-fn mapped(changed: i128, len: u64) -> Sight {
+fn mapped(changed: i64, len: u64) -> Sight {
     Sight::Mapped(stamp(changed), map(len))
 }
 
@@ -194,11 +220,16 @@ fn a_change_is_looked_up_again_only_when_its_update_is_done() {
     bench.wait_for_look();
     bench.looked(mapped(2, 16));
     bench.expect_update(16);
+    assert_eq!(bench.state(), State::Updating);
     bench.now += 100 * SECOND;
     bench.happens(Event::Tick);
-    assert!(!bench.actions.iter().any(|action| matches!(action, Action::Look { .. })));
+    assert!(!bench.actions.iter().any(|action| matches!(action, Action::Look(_))));
     bench.updates(0);
-    assert_eq!(bench.engine.next_due(), Some(bench.now + SECOND), "counted from the end");
+    bench.actions.clear();
+    let done = bench.now;
+    bench.wait_for_look();
+    assert_eq!(bench.now.since(done), SECOND, "counted from the end of what took longer");
+    assert_eq!(bench.state(), State::Following);
 }
 
 #[test]
@@ -216,7 +247,7 @@ fn a_torn_map_is_not_shown_until_it_is_clear_that_no_other_will_come() {
 
 #[test]
 fn a_file_may_be_absent_for_a_second() {
-    let absent = || Sight::Absent("nothing there".to_owned());
+    let absent = || Sight::Absent { found: "nothing there".to_owned(), beside: Some(DEVICE) };
     let mut bench = Bench::settled(Mode::Path);
     let looks = (0..20).take_while(|_| {
         bench.wait_for_look();
@@ -226,7 +257,7 @@ fn a_file_may_be_absent_for_a_second() {
     assert_eq!(looks.count(), 10, "every 100 ms");
     assert_eq!(bench.actions, [Action::Remove(FILE, DEVICE, GROUP)]);
     bench.actions.clear();
-    bench.happens(Event::Removed(FILE, Ok(1)));
+    bench.happens(Event::Removed(DEVICE, FILE, Ok(1)));
     let end = Report::LetGo(End::Absent("nothing there".to_owned()));
     let expected = [Action::Close(FILE), Action::Report(FILE, end), Action::Finish];
     assert_eq!(bench.actions, expected);
@@ -240,12 +271,19 @@ fn a_file_may_be_absent_for_a_second() {
 }
 
 #[test]
-fn an_idle_file_is_closed_in_path_mode_only() {
-    for (mode, closed) in [(Mode::Path, true), (Mode::Inode, false)] {
-        let mut bench = Bench::settled(mode);
+fn an_idle_file_is_closed_once_and_in_path_mode_only() {
+    for (mode, closed) in [(Mode::Path, 1), (Mode::Inode, 0)] {
+        let mut bench = Bench::with(Spec { mode, ..SPEC });
         bench.wait_for_look();
-        bench.looked(Sight::Same);
-        assert_eq!(bench.actions.contains(&Action::Close(FILE)), closed);
+        bench.looked(mapped(1, 8));
+        bench.updates(0);
+        while bench.now < at(58) {
+            let maps = bench.wait_for_look();
+            bench.looked(if maps { mapped(1, 8) } else { Sight::Same });
+            assert!(bench.now >= at(45) || !bench.actions.contains(&Action::Close(FILE)), "hot");
+        }
+        let closes = bench.actions.iter().filter(|action| **action == Action::Close(FILE));
+        assert_eq!(closes.count(), closed);
     }
 }
 
@@ -257,7 +295,7 @@ fn a_failure_is_said_once_and_tried_again_ever_more_slowly() {
     for _ in 0..9 {
         let failed = bench.now;
         bench.wait_for_look();
-        waits.push(bench.now.saturating_sub(failed).as_secs());
+        waits.push(bench.now.since(failed).as_secs());
         bench.looked(mapped(2, 16));
         bench.fails(refusal(12)); // ENOMEM
         said += bench.reports().len();
@@ -338,19 +376,19 @@ fn a_sweep_that_is_older_than_an_update_is_not_believed() {
 #[test]
 fn a_sweep_is_one_message_for_all_groups_of_a_device() {
     let mut engine = Engine::new(Settings::default());
-    let spec = Spec { mode: Mode::Path, device: DEVICE, group: Some(GROUP), restless: false };
+    let spec = Spec { mode: Mode::Path, ..SPEC };
     for _ in 0..100 {
         engine.follow(Time::ZERO, spec);
     }
     let mut actions = Vec::new();
-    engine.handle(5 * SECOND, Event::Tick, &mut actions);
+    engine.handle(at(5), Event::Tick, &mut actions);
     let sweeps = |action: &Action| match action {
         Action::Sweep(device, groups) => Some((*device, groups.len())),
         _ => None,
     };
     assert_eq!(actions.iter().filter_map(sweeps).collect::<Vec<_>>(), [(DEVICE, 100)]);
     actions.clear();
-    engine.handle(60 * SECOND, Event::Tick, &mut actions);
+    engine.handle(at(60), Event::Tick, &mut actions);
     assert_eq!(actions, [], "one at a time");
 }
 
@@ -382,4 +420,232 @@ fn a_new_id_of_the_group_is_said_once() {
     bench.looked(mapped(3, 24));
     bench.updates(4);
     assert!(!bench.reports().iter().any(|report| matches!(report, Report::Moved(..))));
+}
+
+#[test]
+fn an_idle_file_is_looked_at_ever_more_seldom_until_something_happens() {
+    let pace = Pace { interval: SECOND, max_interval: 10 * SECOND };
+    let mut bench = Bench::settled_with(Spec { pace, ..SPEC });
+    let mut last = bench.now;
+    let mut longest = Duration::ZERO;
+    while bench.now < at(300) {
+        let maps = bench.wait_for_look();
+        longest = longest.max(bench.now.since(last));
+        last = bench.now;
+        bench.looked(if maps { mapped(1, 8) } else { Sight::Same });
+    }
+    assert!(longest > 9 * SECOND && longest <= 10 * SECOND + SECOND / 5, "{longest:?}");
+    bench.wait_for_look();
+    bench.looked(Sight::Changed);
+    assert!(bench.wait_for_look(), "at once");
+    bench.looked(mapped(2, 16));
+    bench.updates(0);
+    let changed = bench.now;
+    bench.wait_for_look();
+    assert_eq!(bench.now.since(changed), SECOND, "back to the first interval");
+}
+
+#[test]
+fn a_fixed_pace_stays() {
+    let mut bench = Bench::settled(Mode::Inode);
+    for _ in 0..300 {
+        let before = bench.now;
+        let maps = bench.wait_for_look();
+        assert_eq!(bench.now.since(before), SECOND);
+        bench.looked(if maps { mapped(1, 8) } else { Sight::Same });
+    }
+}
+
+#[test]
+fn a_file_whose_filesystem_is_not_mounted_is_let_go_and_its_group_stays() {
+    let mut bench = Bench::settled(Mode::Path);
+    let elsewhere = Some(Device { major: 8, minor: 1 });
+    while bench.engine.follows(FILE) {
+        bench.wait_for_look();
+        bench.looked(Sight::Absent { found: "nothing there".to_owned(), beside: elsewhere });
+        assert!(!bench.actions.iter().any(|action| matches!(action, Action::Remove(..))));
+    }
+    assert_eq!(bench.reports(), [Report::LetGo(End::Unmounted)]);
+}
+
+#[test]
+fn what_nobody_wants_any_more_is_let_go_when_its_job_is_back() {
+    let gone = |bench: &mut Bench| {
+        assert_eq!(bench.actions, [Action::Remove(FILE, DEVICE, GROUP)]);
+        assert_eq!(bench.state(), State::Ending);
+        bench.actions.clear();
+        bench.happens(Event::Removed(DEVICE, FILE, Ok(1)));
+        assert_eq!(bench.reports(), [Report::LetGo(End::Unwanted)]);
+    };
+    let mut bench = Bench::settled(Mode::Inode);
+    bench.happens(Event::Forget(FILE, true));
+    gone(&mut bench);
+
+    let mut bench = Bench::settled(Mode::Inode);
+    bench.wait_for_look();
+    bench.happens(Event::Forget(FILE, true));
+    assert_eq!(bench.actions, []);
+    bench.looked(Sight::Same);
+    gone(&mut bench);
+
+    let mut bench = Bench::settled(Mode::Inode);
+    bench.wait_for_look();
+    bench.looked(mapped(2, 16));
+    bench.actions.clear();
+    bench.happens(Event::Forget(FILE, true));
+    bench.happens(Event::Updated(DEVICE, FILE, Ok(Some(Updated { created: 0, ..updated(0) }))));
+    gone(&mut bench);
+
+    let mut bench = Bench::settled(Mode::Inode);
+    bench.happens(Event::Forget(FILE, false));
+    assert_eq!(bench.reports(), [Report::LetGo(End::Unwanted)], "and its group stays");
+}
+
+/// An engine with many files on several devices, each look of which is answered as the test says.
+struct Crowd {
+    engine: Engine,
+    now: Time,
+    actions: Vec<Action>,
+}
+
+impl Crowd {
+    fn new(files: u32, devices: u32, pace: Pace) -> Crowd {
+        let mut engine = Engine::new(Settings { patient: true, ..Settings::default() });
+        for file in 0..files {
+            let device = Device { minor: file % devices, ..DEVICE };
+            engine.follow(Time::ZERO, Spec { device, pace, ..SPEC });
+        }
+        let mut crowd = Crowd { engine, now: Time::ZERO, actions: Vec::new() };
+        crowd.happens(Event::Tick);
+        crowd
+    }
+
+    fn happens(&mut self, event: Event) {
+        self.engine.handle(self.now, event, &mut self.actions);
+    }
+
+    /// Answers everything that is out for devices that `answers` says yes to, at once.
+    fn answer(&mut self, writes: u64, answers: impl Fn(Device) -> bool) -> Vec<Batch> {
+        let mut batches = Vec::new();
+        let mut stuck = Vec::new();
+        while let Some(action) = self.actions.pop() {
+            match action {
+                Action::Look(batch) if answers(batch.device) => {
+                    let mut seen = batch.clone();
+                    for look in &mut seen.looks {
+                        let stamp = Stamp { device: batch.device, ..stamp(1) };
+                        look.sight = match batch.maps {
+                            Some(_) => Sight::Mapped(stamp, map(8)),
+                            None => Sight::Same,
+                        };
+                    }
+                    batches.push(batch);
+                    self.happens(Event::Looked(seen));
+                }
+                Action::Update(file, device, ..) if answers(device) => {
+                    self.happens(Event::Updated(device, file, Ok(Some(updated(0)))));
+                }
+                Action::Sweep(device, groups) if answers(device) => {
+                    let standing = Standing::Stands {
+                        id: RegionId(0),
+                        fingerprint: extents(8).fingerprint(),
+                        tidy: true,
+                    };
+                    let standings = groups.iter().map(|(file, _)| (*file, standing)).collect();
+                    self.happens(Event::Swept(device, Ok(standings)));
+                }
+                Action::Gauge(device) if answers(device) => {
+                    self.happens(Event::Gauged(device, Some(writes)));
+                }
+                Action::Report(..) | Action::Close(_) => {}
+                action => stuck.push(action),
+            }
+        }
+        self.actions = stuck;
+        batches
+    }
+
+    /// Lets time pass until `end`; the looks made meanwhile.
+    fn pass(&mut self, end: Time, writes: u64, answers: impl Fn(Device) -> bool) -> Vec<Batch> {
+        let mut batches = self.answer(writes, &answers);
+        while let Some(due) = self.engine.next_due().filter(|due| *due <= end) {
+            self.now = due.max(self.now + Duration::from_millis(1));
+            self.happens(Event::Tick);
+            batches.extend(self.answer(writes, &answers));
+        }
+        self.now = end;
+        batches
+    }
+}
+
+#[test]
+fn ten_thousand_files_do_not_wake_together() {
+    let pace = Pace { interval: SECOND, max_interval: 10 * SECOND };
+    let mut crowd = Crowd::new(10_000, 1, pace);
+    crowd.pass(at(400), 0, |_| true);
+    // Idle now. The counter moves all the time, so that none waits for it.
+    let mut looks = Vec::new();
+    for second in 400..420 {
+        let batches = crowd.pass(at(second + 1), u64::from(second), |_| true);
+        looks.push(batches.iter().map(|batch| batch.looks.len()).sum::<usize>());
+        assert!(batches.iter().all(|batch| batch.looks.len() <= STAMPS_MAX));
+    }
+    let (least, most) = (looks.iter().min().unwrap(), looks.iter().max().unwrap());
+    assert!(*least > 500 && *most < 2000, "looks in each second: {looks:?}");
+}
+
+#[test]
+fn a_device_has_a_bounded_share_of_the_work_and_holds_up_no_other() {
+    let mut crowd = Crowd::new(1000, 2, Pace::fixed(SECOND));
+    let stuck = |device: Device| device.minor == 1;
+    let batches = crowd.pass(at(20), 0, |device| !stuck(device));
+    assert!(batches.iter().map(|batch| batch.looks.len()).sum::<usize>() >= 500 * 19);
+    let out: Vec<&Batch> = crowd
+        .actions
+        .iter()
+        .filter_map(|action| match action {
+            Action::Look(batch) => Some(batch),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(out.len(), MAPPING_MAX, "{out:?}");
+    assert!(out.iter().all(|batch| stuck(batch.device) && batch.looks.len() <= MAPS_MAX));
+    let statuses: Vec<_> = crowd.engine.device_statuses(crowd.now).collect();
+    assert_eq!(statuses[1].busy, 20 * SECOND);
+    let lags = [0, 1].map(|file| crowd.engine.file_status(crowd.now, FileId(file)).unwrap().lag);
+    assert!(lags[0] <= SECOND / 50 && lags[1] == 20 * SECOND, "{lags:?}");
+}
+
+#[test]
+fn while_nothing_is_written_to_a_device_its_idle_files_are_left_alone() {
+    let pace = Pace { interval: SECOND, max_interval: 10 * SECOND };
+    let mut crowd = Crowd::new(1000, 1, pace);
+    crowd.pass(at(600), 7, |_| true);
+    let looks = |batches: Vec<Batch>| batches.iter().map(|batch| batch.looks.len()).sum::<usize>();
+    let still = looks(crowd.pass(at(1200), 7, |_| true));
+    assert!(still <= 13 * 1000, "each file once a minute and no more: {still}");
+    assert!(still >= 9 * 1000, "and no less: {still}");
+    // A write makes every file due within its interval.
+    let written = looks(crowd.pass(at(1212), 8, |_| true));
+    assert!((1000..=1200).contains(&written), "{written}");
+}
+
+#[test]
+fn an_index_is_given_out_again_only_when_nothing_is_under_way_for_it() {
+    let mut crowd = Crowd::new(2, 1, Pace::fixed(SECOND));
+    crowd.happens(Event::Forget(FileId(1), false)); // its look is out
+    let third = crowd.engine.follow(crowd.now, SPEC);
+    assert_eq!(third, FileId(2));
+    crowd.answer(0, |_| true);
+    let fourth = crowd.engine.follow(crowd.now, SPEC);
+    assert_eq!(fourth, FileId(1));
+}
+
+#[test]
+fn an_engine_that_is_patient_goes_on_without_any_file() {
+    let mut crowd = Crowd::new(1, 1, Pace::fixed(SECOND));
+    crowd.happens(Event::Forget(FILE, false));
+    assert!(!crowd.actions.contains(&Action::Finish));
+    crowd.happens(Event::Stop);
+    assert!(crowd.actions.contains(&Action::Finish));
 }

@@ -1,15 +1,19 @@
 //! The device-mapper of `--dry-run`: a table in memory that says what it is told.
 
 use std::io::{self, Write as _};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use crate::dm::{Device, Dm, Reply};
 use crate::entry::describe;
 use crate::kernel::memory::Memory;
 
-/// Prints every message that would change something, with the device it is for.
-#[derive(Debug, Default)]
+/// Prints every message that would change something, with the device it is for. Clones share
+/// the table.
+#[derive(Clone, Debug, Default)]
 pub struct DryRun {
-    memory: Memory,
+    memory: Arc<Mutex<Memory>>,
 }
 
 impl Dm for DryRun {
@@ -17,11 +21,12 @@ impl Dm for DryRun {
         if !text.starts_with(b"@stats_list") {
             writeln!(io::stdout(), "{device} {}", String::from_utf8_lossy(text))?;
         }
-        match self.memory.message(device, text) {
+        let mut memory = self.memory.lock();
+        match memory.message(device, text) {
             Err(error) if error.raw_os_error() == Some(nix::libc::ENXIO) => {
                 let (name, sectors) = describe(device);
-                self.memory.add_device(device, sectors, name.as_bytes(), b"");
-                self.memory.message(device, text)
+                memory.add_device(device, sectors, name.as_bytes(), b"");
+                memory.message(device, text)
             }
             answer => answer,
         }

@@ -8,6 +8,7 @@ use clap::Args;
 use super::values::{self, Bounds};
 use super::{Exit, Failure};
 use crate::dm::{Device, Dm};
+use crate::engine::Pace;
 use crate::entry::{entry, mark};
 use crate::group::{is_safe_alias, safe_alias};
 use crate::message::RegionId;
@@ -55,8 +56,8 @@ pub struct Files {
 
 impl Files {
     /// Opens and checks every file, and takes over what is to be taken over.
-    pub fn entries(&self, dm: &mut impl Dm, claim: u32) -> Result<Vec<Entry>, Failure> {
-        Ok(self.keyed_entries(dm, claim)?.into_iter().map(|(entry, _)| entry).collect())
+    pub fn entries(&self, dm: &mut impl Dm, claim: u32, pace: Pace) -> Result<Vec<Entry>, Failure> {
+        Ok(self.keyed_entries(dm, claim, pace)?.into_iter().map(|(entry, _)| entry).collect())
     }
 
     /// The same, each with the keys that its group may have: whoever follows it may do so in
@@ -65,6 +66,7 @@ impl Files {
         &self,
         dm: &mut impl Dm,
         claim: u32,
+        pace: Pace,
     ) -> Result<Vec<(Entry, [u64; 2])>, Failure> {
         self.check()?;
         let mut entries = Vec::new();
@@ -83,7 +85,7 @@ impl Files {
             let group = group.map_err(|error| Failure::at(&path, error))?;
             let keys = [Mode::Inode, Mode::Path].map(|mode| mark(&path, mode, &place).key);
             let template = self.template(&path);
-            entries.push((entry(file, &path, self.mode, &place, group, template), keys));
+            entries.push((entry(file, &path, self.mode, &place, group, template, pace), keys));
         }
         Ok(entries)
     }

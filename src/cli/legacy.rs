@@ -3,13 +3,14 @@
 use std::env;
 use std::error::Error as _;
 use std::ffi::OsString;
+use std::io;
 use std::time::Duration;
 
 use log::LevelFilter;
 
 use super::{Exit, values};
 use crate::compat::{Legacy, usage};
-use crate::engine::Settings;
+use crate::engine::{INTERVAL, Pace, Settings};
 use crate::entry::{entry, mark, random, settle};
 use crate::kernel::control::Control;
 use crate::kernel::process::{Forked, Ready, Stdio, adopt_fd, close_inherited, daemonize};
@@ -38,7 +39,6 @@ pub fn main(args: &[OsString]) -> Exit {
 
 /// Everything that the daemon will need, checked.
 struct Prepared {
-    control: Control,
     claim: u32,
     entry: Entry,
     settings: Settings,
@@ -87,7 +87,7 @@ fn prepare(legacy: Legacy) -> Result<Prepared, String> {
         close_inherited().map_err(|e| format!("cannot close inherited descriptors: {e}"))?;
     }
     let legacy = legacy.resolve().map_err(|e| format!("the current directory is gone: {e}"))?;
-    let settings = settings()?;
+    let (settings, pace) = settings()?;
     let named = |error: &dyn std::fmt::Display| format!("{}: {error}", legacy.path.display());
     let place = place::require(&file).map_err(|obstacle| named(&obstacle))?;
     let mut control = Control::open().map_err(|error| super::with_cause(&error))?;
@@ -101,22 +101,23 @@ fn prepare(legacy: Legacy) -> Result<Prepared, String> {
         precise: false,
         bounds: Vec::new(),
     };
-    let entry = entry(file, &legacy.path, legacy.mode, &place, Some(group), template);
-    Ok(Prepared { control, claim, entry, settings })
+    let entry = entry(file, &legacy.path, legacy.mode, &place, Some(group), template, pace);
+    Ok(Prepared { claim, entry, settings })
 }
 
 fn follow(prepared: Prepared, ready: impl FnOnce()) -> Result<(), String> {
-    let Prepared { control, claim, entry, settings } = prepared;
-    let outcome = run(control, claim, vec![entry], settings, ready);
+    let Prepared { claim, entry, settings } = prepared;
+    let open = || Control::open().map_err(io::Error::other);
+    let outcome = run(open, claim, vec![entry], settings, ready);
     outcome.map(drop).map_err(|error| format!("cannot start: {error}"))
 }
 
 /// libdm's command line has no room for them, so they come from the environment.
-fn settings() -> Result<Settings, String> {
+fn settings() -> Result<(Settings, Pace), String> {
     let default = Settings::default();
-    let interval = from_environment("DMFILEMAPD_INTERVAL", default.interval)?;
+    let interval = from_environment("DMFILEMAPD_INTERVAL", INTERVAL)?;
     let full_look = from_environment("DMFILEMAPD_FULL_LOOK", default.full_look)?;
-    Ok(Settings { interval, full_look, settle: settle(), ..default })
+    Ok((Settings { full_look, settle: settle(), ..default }, Pace::fixed(interval)))
 }
 
 fn from_environment(name: &str, default: Duration) -> Result<Duration, String> {

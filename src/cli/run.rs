@@ -1,5 +1,6 @@
 //! `dmfilemapd run`: follow files in the foreground.
 
+use std::io;
 use std::time::Duration;
 
 use clap::Args;
@@ -10,7 +11,7 @@ use super::files::Files;
 use super::values;
 use super::{Exit, Failure};
 use crate::dm::Dm;
-use crate::engine::Settings;
+use crate::engine::{Pace, Settings};
 use crate::entry::{random, settle};
 use crate::kernel::control::Control;
 use crate::kernel::process::end_at_broken_pipe;
@@ -22,7 +23,7 @@ pub struct Arguments {
     files: Files,
 
     #[command(flatten)]
-    pace: Pace,
+    pace: PaceOptions,
 
     /// Say more: once for every event; -q says less
     #[arg(short, long)]
@@ -34,7 +35,7 @@ pub struct Arguments {
 }
 
 #[derive(Debug, Args)]
-pub struct Pace {
+pub struct PaceOptions {
     /// Time between two looks at a file, as 250ms or 2s; a bare number is milliseconds
     #[arg(long, value_name = "TIME", default_value = "500ms", env = "DMFILEMAPD_INTERVAL")]
     #[arg(value_parser = values::interval)]
@@ -47,10 +48,9 @@ pub struct Pace {
     pub full_look: Duration,
 }
 
-impl Pace {
+impl PaceOptions {
     pub fn settings(&self) -> Settings {
-        let (interval, full_look) = (self.interval, self.full_look);
-        Settings { interval, full_look, settle: settle(), ..Settings::default() }
+        Settings { full_look: self.full_look, settle: settle(), ..Settings::default() }
     }
 }
 
@@ -63,17 +63,23 @@ pub fn main(arguments: &Arguments) -> Result<Exit, Failure> {
     env_logger::Builder::new().filter_level(level).format(super::log_line).init();
     if arguments.files.dry_run {
         end_at_broken_pipe();
-        return follow(DryRun::default(), arguments);
+        let dry = DryRun::default();
+        return follow(dry.clone(), move || Ok(dry.clone()), arguments);
     }
-    follow(Control::open()?, arguments)
+    follow(Control::open()?, || Control::open().map_err(io::Error::other), arguments)
 }
 
-fn follow(mut dm: impl Dm + Send + 'static, arguments: &Arguments) -> Result<Exit, Failure> {
+fn follow<D: Dm + Send + 'static>(
+    mut dm: D,
+    open: impl Fn() -> io::Result<D> + 'static,
+    arguments: &Arguments,
+) -> Result<Exit, Failure> {
     let claim = random();
-    let entries = arguments.files.entries(&mut dm, claim)?;
+    let interval = arguments.pace.interval;
+    let entries = arguments.files.entries(&mut dm, claim, Pace::fixed(interval))?;
     let count = entries.len();
     let settings = arguments.pace.settings();
-    let ready = || log::info!("following {count} file(s), every {:?}", settings.interval);
-    run(dm, claim, entries, settings, ready).map_err(Failure::new)?;
+    let ready = || log::info!("following {count} file(s), every {interval:?}");
+    run(open, claim, entries, settings, ready).map_err(Failure::new)?;
     Ok(Exit::Ok)
 }

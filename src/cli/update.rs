@@ -6,6 +6,7 @@ use super::dry_run::DryRun;
 use super::files::Files;
 use super::{Exit, Failure};
 use crate::dm::Dm;
+use crate::engine::{INTERVAL, Pace};
 use crate::entry::random;
 use crate::kernel::control::Control;
 use crate::kernel::fiemap::Pages;
@@ -34,11 +35,11 @@ pub fn main(arguments: &Arguments) -> Result<Exit, Failure> {
 fn pass(mut dm: impl Dm, files: &Files) -> Result<Exit, Failure> {
     let claim = random();
     let mut exit = Exit::Ok;
-    for (mut entry, keys) in files.keyed_entries(&mut dm, claim)? {
+    for (mut entry, keys) in files.keyed_entries(&mut dm, claim, Pace::fixed(INTERVAL))? {
         match update_one(&mut dm, claim, &keys, &mut entry) {
-            Ok(done) => println!("{}: {done}", entry.name),
+            Ok(done) => println!("{}: {done}", entry.path.display()),
             Err(error) => {
-                eprintln!("dmfilemapd: {}: {error}", entry.name);
+                eprintln!("dmfilemapd: {}: {error}", entry.path.display());
                 exit = Exit::Failed;
             }
         }
@@ -75,10 +76,10 @@ fn update_one(
 }
 
 fn read(reach: &mut Reach) -> Result<Map, String> {
-    match sample::look(reach, None, true, &mut Pages::default()) {
+    match sample::look(reach, false, &mut Pages::default()) {
         Sight::Mapped(_, map) => Ok(map),
-        Sight::Absent(why) | Sight::Failed(why) => Err(why),
+        Sight::Absent { found: why, .. } | Sight::Failed(why) => Err(why),
         Sight::Unused => Err("it was unlinked meanwhile".to_owned()),
-        Sight::Same => unreachable!("a look that has no last stamp reads the map"),
+        Sight::Same | Sight::Changed => unreachable!("a look reads the map"),
     }
 }

@@ -13,9 +13,22 @@ use std::process::Command;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::libc;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, chdir, dup2_stderr, dup2_stdin, dup2_stdout, setsid};
+
+/// Raises the number of files that may be open, from what suits programs of old (1024) to what the
+/// administrator allows. Gives the number that holds from now on.
+pub fn raise_descriptor_limit() -> usize {
+    const USUAL: u64 = 1024;
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((USUAL, USUAL));
+    let limit = match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+        Ok(()) => hard,
+        Err(_) => soft,
+    };
+    usize::try_from(limit).unwrap_or(usize::MAX)
+}
 
 /// Takes over descriptor `number`, on which the caller of the program left a file open.
 ///

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use crate::change::{self, KIB, Way};
 use crate::dialects;
-use crate::guest::{Daemon, Disk, assert_follows, output_of};
+use crate::guest::{Daemon, Disk, assert_follows, output_of, wait_until};
 use crate::vm;
 
 /// Blocks of the file in the beginning; every second one is an extent of its own.
@@ -13,6 +13,11 @@ const BLOCK: u64 = 4 * KIB;
 
 fn assert_dmstats_shows(disk: &Disk, regions: usize) {
     // Both ends of the group's descriptor are read; a row too long would fail every command.
+    // What is no longer a member is deleted after the group shows the map.
+    wait_until("what has gone is deleted", || {
+        let left = disk.listing().lines().count();
+        (left == regions).then_some(()).ok_or_else(|| format!("{left} regions"))
+    });
     for command in ["list", "report"] {
         let mut dmstats = Command::new("dmstats");
         dmstats.args([command, "--region", "--noheadings", "-o", "region_id", &disk.name]);

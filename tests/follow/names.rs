@@ -244,7 +244,18 @@ mod path {
                 false => Err(String::from_utf8_lossy(&umount.stderr).into_owned()),
             }
         });
-        followed.assert_ends("let go: there is no file at the path");
+        let Followed { mut daemon, .. } = followed;
+        assert!(daemon.wait_for_end().success());
+        assert!(daemon.said().contains("let go: its filesystem is not mounted any more"));
+        let (group, before) = disk.group("idle").expect("the group is there for when it is back");
+        disk.mount_again();
+        let file = disk.path("idle");
+        let _daemon = Daemon::run(&["--mode".as_ref(), "path".as_ref(), file.as_ref()]);
+        change::append(&file, Way::Direct, 64 * KIB);
+        let after = assert_follows(disk, "mounted again", &file, "idle");
+        let (again, now) = disk.group("idle").unwrap();
+        assert_eq!(again, group, "the same one, with its counters");
+        assert!(now.members.starts_with(&before.members), "{before:?}, then {now:?} for {after:?}");
     }
 }
 

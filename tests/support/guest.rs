@@ -86,6 +86,11 @@ impl Disk {
         Disk { name, node, mount }
     }
 
+    /// Mounts it where it was mounted before.
+    pub fn mount_again(&self) {
+        vm::sh(&format!("mount {} {}", self.node.display(), self.mount.display()));
+    }
+
     /// Of a file in its top folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.mount.join(name)

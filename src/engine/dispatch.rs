@@ -1,0 +1,186 @@
+//! From what is due to what is done: by lane, and no more than a lane may have under way.
+
+use std::mem;
+
+use super::event::{Action, Batch, Look};
+use super::followed::{Followed, Job};
+use super::lane::{Lane, MAPS_MAX, Order, STAMPS_MAX};
+use super::time::Time;
+use super::{Engine, FileId, phase};
+use crate::dm::Device;
+use crate::sight::Sight;
+
+impl Engine {
+    /// Puts every file that is due into the queue it belongs to.
+    pub(super) fn route(&mut self, now: Time) {
+        let mut due = mem::take(&mut self.due);
+        self.wheel.take(now, &mut due);
+        for file in due.drain(..) {
+            let Some(followed) = self.files[file.index()].as_mut() else { continue };
+            if followed.due > now {
+                self.wheel.put(followed.due, file); // planned anew, or far away
+                continue;
+            }
+            if followed.job != Job::None {
+                continue; // planned twice
+            }
+            let lane = &mut self.lanes[followed.lane as usize];
+            if let (Some(_), Some(group)) = (followed.end(), followed.group) {
+                followed.job = Job::Remove;
+                lane.orders.push_back(Order::Remove(file, group));
+            } else if may_park(now, followed, lane, &self.settings) {
+                let until = followed.looked + self.settings.gauge_max;
+                followed.parked = true;
+                followed.due = until;
+                lane.gauge.parked.push(file);
+                self.wheel.put(until, file);
+            } else {
+                followed.job = Job::Look;
+                followed.parked = false;
+                let maps = followed.map_due(now);
+                let queue = if maps { &mut lane.maps } else { &mut lane.stamps };
+                queue.push_back(file);
+            }
+        }
+        self.due = due;
+    }
+
+    /// The write counter was read: what is parked may have to be looked at.
+    pub(super) fn gauged(&mut self, now: Time, device: Device, writes: Option<u64>) {
+        let gauge = self.settings.gauge;
+        let Some(lane) = self.lane_of(device) else { return };
+        lane.gauge.out = false;
+        lane.gauge.due = None;
+        if lane.gauge.read(now, writes) {
+            let mut parked = mem::take(&mut lane.gauge.parked);
+            for file in parked.drain(..) {
+                let Some(followed) = self.followed(file).filter(|followed| followed.parked) else {
+                    continue;
+                };
+                let wait = followed.interval().mul_f64(phase(file));
+                self.plan(file, now + wait);
+            }
+            if let Some(lane) = self.lane_of(device) {
+                lane.gauge.parked = parked; // for its room
+            }
+        } else if let Some(lane) = self.lane_of(device).filter(|lane| lane.has_gauge()) {
+            lane.gauge.due = Some(now + gauge); // while files wait for it
+        }
+    }
+
+    /// Hands out what the lanes have room for.
+    pub(super) fn dispatch(&mut self, now: Time, actions: &mut Vec<Action>) {
+        let mut sweeps = false;
+        for at in 0..self.lanes.len() {
+            self.take_stamps(now, at, actions);
+            while self.lanes[at].may_map() {
+                self.read_maps(now, at, actions);
+            }
+            self.give_order(now, at, actions);
+            let lane = &mut self.lanes[at];
+            if !lane.gauge.out && lane.gauge.due.is_some_and(|due| due <= now) {
+                lane.gauge.out = true;
+                actions.push(Action::Gauge(lane.device));
+            }
+            sweeps |= lane.is_to_be_swept(now);
+        }
+        if sweeps {
+            self.start_sweeps(now, actions);
+        }
+    }
+
+    fn take_stamps(&mut self, now: Time, at: usize, actions: &mut Vec<Action>) {
+        let lane = &mut self.lanes[at];
+        if lane.stamping.is_some() || lane.stamps.is_empty() {
+            return;
+        }
+        let count = lane.stamps.len().min(STAMPS_MAX);
+        let files = lane.stamps.drain(..count);
+        let looks = looks(now, files, &mut self.files, &mut self.free, self.spare.pop());
+        if !looks.is_empty() {
+            lane.stamping = Some(now);
+            actions.push(Action::Look(Batch { device: lane.device, maps: None, looks }));
+        }
+    }
+
+    fn read_maps(&mut self, now: Time, at: usize, actions: &mut Vec<Action>) {
+        let lane = &mut self.lanes[at];
+        let count = lane.maps.len().min(MAPS_MAX);
+        let files = lane.maps.drain(..count);
+        let looks = looks(now, files, &mut self.files, &mut self.free, self.spare.pop());
+        let slot = lane.mapping.iter().position(Option::is_none);
+        if let Some(slot) = slot.filter(|_| !looks.is_empty()) {
+            lane.mapping[slot] = Some(now);
+            actions.push(Action::Look(Batch { device: lane.device, maps: Some(slot), looks }));
+        }
+    }
+
+    fn give_order(&mut self, now: Time, at: usize, actions: &mut Vec<Action>) {
+        let lane = &mut self.lanes[at];
+        while lane.ordering.is_none() {
+            let Some(order) = lane.orders.pop_front() else { return };
+            let (Order::Update(file, ..) | Order::Remove(file, _)) = &order;
+            if self.files[file.index()].is_none() {
+                self.free.push(*file); // let go while it waited
+                continue;
+            }
+            lane.ordering = Some(now);
+            actions.push(match order {
+                Order::Update(file, group, want) => Action::Update(file, lane.device, group, want),
+                Order::Remove(file, group) => Action::Remove(file, lane.device, group),
+            });
+        }
+    }
+
+    /// Sweeps the lanes that are due, in one pass over the files.
+    fn start_sweeps(&mut self, now: Time, actions: &mut Vec<Action>) {
+        let mut groups: Vec<Vec<_>> = vec![Vec::new(); self.lanes.len()];
+        for (file, followed) in (0..).map(FileId).zip(&self.files) {
+            let Some(followed) = followed else { continue };
+            let lane = &self.lanes[followed.lane as usize];
+            if let Some(group) = followed.group.filter(|_| lane.is_to_be_swept(now)) {
+                groups[followed.lane as usize].push((file, group));
+            }
+        }
+        for (lane, groups) in self.lanes.iter_mut().zip(groups) {
+            if lane.is_to_be_swept(now) {
+                lane.sweep = now + self.settings.sweep;
+                if !groups.is_empty() {
+                    lane.ordering = Some(now);
+                    actions.push(Action::Sweep(lane.device, groups));
+                }
+            }
+        }
+    }
+}
+
+/// Whether the file may wait for its device to be written to; asks for the counter if that is
+/// what is missing.
+fn may_park(now: Time, followed: &Followed, lane: &mut Lane, settings: &super::Settings) -> bool {
+    if !followed.is_idle() || !lane.has_gauge() || followed.map_due(now) {
+        return false;
+    }
+    lane.gauge.due.get_or_insert(now);
+    lane.gauge.is_still_since(followed.looked) && now < followed.looked + settings.gauge_max
+}
+
+/// Looks at these files, as far as they are followed still.
+fn looks(
+    now: Time,
+    queued: impl Iterator<Item = FileId>,
+    files: &mut [Option<Followed>],
+    free: &mut Vec<FileId>,
+    room: Option<Vec<Look>>,
+) -> Vec<Look> {
+    let mut looks = room.unwrap_or_default();
+    for file in queued {
+        match files[file.index()].as_mut() {
+            Some(followed) => {
+                followed.looked = now;
+                looks.push(Look { file, last: followed.stamp, sight: Sight::Same });
+            }
+            None => free.push(file), // let go while it waited
+        }
+    }
+    looks
+}

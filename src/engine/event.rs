@@ -1,0 +1,72 @@
+//! What happens, and what is to be done about it.
+
+use super::{FileId, Report};
+use crate::dm::Device;
+use crate::extent::Extents;
+use crate::sight::{Sight, Stamp};
+use crate::update::{self, Group, Standing, Updated};
+
+/// A look at one file, and what came of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// The file.
+    pub file: FileId,
+    /// The stamp of its last map.
+    pub last: Option<Stamp>,
+    /// What was seen; [`Sight::Same`] until it was looked.
+    pub sight: Sight,
+}
+
+/// Looks at files of one device, to be made one after the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// The device they lie on.
+    pub device: Device,
+    /// Whether the maps are to be read, and by which of the [`super::MAPPING_MAX`] batches. Else
+    /// it is the stamp alone that is compared with the last one.
+    pub maps: Option<usize>,
+    /// The looks; never none.
+    pub looks: Vec<Look>,
+}
+
+/// What can happen.
+#[derive(Debug)]
+pub enum Event {
+    /// Time has passed.
+    Tick,
+    /// A batch of looks came back.
+    Looked(Batch),
+    /// An update came back; without a group where there was none and nothing to make one from.
+    Updated(Device, FileId, Result<Option<Updated>, update::Error>),
+    /// The group of a file that is no more was deleted, or not.
+    Removed(Device, FileId, Result<usize, update::Error>),
+    /// A look at groups of one device came back.
+    Swept(Device, Result<Vec<(FileId, Standing)>, update::Error>),
+    /// What a device's write counter says, if there is one: requests and flushes.
+    Gauged(Device, Option<u64>),
+    /// Nobody wants the file to be followed any more. Its group is deleted if the flag says so.
+    Forget(FileId, bool),
+    /// A signal asks to stop.
+    Stop,
+}
+
+/// What is to be done.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Look at files of one device.
+    Look(Batch),
+    /// Close the file's descriptor, which a look by path may have left open.
+    Close(FileId),
+    /// Make the file's regions cover these extents; make or find the group if there is none.
+    Update(FileId, Device, Option<Group>, Extents),
+    /// Delete the group: its file is no more, or nobody wants it.
+    Remove(FileId, Device, Group),
+    /// Look at these groups of the device.
+    Sweep(Device, Vec<(FileId, Group)>),
+    /// Read the device's write counter.
+    Gauge(Device),
+    /// Tell the user.
+    Report(FileId, Report),
+    /// Nothing is left to do.
+    Finish,
+}

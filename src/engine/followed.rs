@@ -1,0 +1,190 @@
+//! What is known of one followed file.
+//!
+//! There may be a hundred thousand of these: what is rare is kept apart, in a box.
+
+use std::time::Duration;
+
+use super::time::Time;
+use super::{End, Pace, Settings, Spec};
+use crate::extent::Fingerprint;
+use crate::mode::Mode;
+use crate::sight::Stamp;
+use crate::update::Group;
+
+/// Looks at the interval, without anything to see, before the looks become rarer.
+const QUIET_MAX: u8 = 32;
+
+/// What is being done for a file, or is about to be: one thing at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Job {
+    None,
+    Look,
+    Update,
+    Remove,
+}
+
+#[derive(Debug)]
+#[allow(clippy::struct_excessive_bools)] // each is a fact of its own
+pub(super) struct Followed {
+    pub(super) mode: Mode,
+    /// Which lane its device is.
+    pub(super) lane: u32,
+    pub(super) group: Option<Group>,
+    pub(super) job: Job,
+    pub(super) due: Time,
+    /// When the last look was begun.
+    pub(super) looked: Time,
+    /// Waits for its device to be written to, and not for its next look.
+    pub(super) parked: bool,
+    restless: bool,
+    /// Has been given a moment of the interval of its own.
+    pub(super) spread: bool,
+    /// Of the last map, until something makes it worthless.
+    pub(super) stamp: Option<Stamp>,
+    /// Of the last map.
+    pub(super) fingerprint: Option<Fingerprint>,
+    pub(super) extents: u32,
+    pub(super) sectors: u64,
+    /// Whether the group shows that map.
+    pub(super) shown: bool,
+    /// Members of the group.
+    pub(super) regions: u32,
+    /// When the group was last made to show another map.
+    pub(super) changed: Time,
+    pub(super) settled: Time,
+    pub(super) full_look: Time,
+    pub(super) pending: bool,
+    pub(super) shared: bool,
+    pub(super) torn: u8,
+    /// In path mode: a look may have left it open.
+    pub(super) open: bool,
+    pub(super) given_up: bool,
+    pub(super) warned_long: bool,
+    interval: u32,
+    max_interval: u32,
+    quiet: u8,
+    /// How often the interval has been doubled.
+    doubled: u8,
+    pub(super) trouble: Option<Box<Trouble>>,
+}
+
+/// What is wrong with a file, while something is.
+#[derive(Debug, Default)]
+pub(super) struct Trouble {
+    pub(super) absent_since: Option<Time>,
+    pub(super) failing: Option<String>,
+    pub(super) failures: u32,
+    /// It is to be let go as soon as its group is deleted.
+    pub(super) end: Option<End>,
+}
+
+impl Followed {
+    pub(super) fn new(now: Time, spec: &Spec, lane: u32, settings: &Settings) -> Followed {
+        let mut followed = Followed {
+            mode: spec.mode,
+            lane,
+            group: spec.group,
+            job: Job::None,
+            due: now,
+            looked: now,
+            parked: false,
+            restless: spec.restless,
+            spread: false,
+            stamp: None,
+            fingerprint: None,
+            extents: 0,
+            sectors: 0,
+            shown: false,
+            regions: 0,
+            changed: Time::ZERO,
+            settled: now + settings.settle,
+            full_look: now,
+            pending: false,
+            shared: false,
+            torn: 0,
+            open: true,
+            given_up: false,
+            warned_long: false,
+            interval: 0,
+            max_interval: 0,
+            quiet: 0,
+            doubled: 0,
+            trouble: None,
+        };
+        followed.set_pace(spec.pace);
+        followed
+    }
+
+    pub(super) fn set_pace(&mut self, pace: Pace) {
+        let milliseconds = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+        self.interval = milliseconds(pace.interval).max(1);
+        self.max_interval = milliseconds(pace.max_interval).max(self.interval);
+        self.be_quick();
+    }
+
+    pub(super) fn map_due(&self, now: Time) -> bool {
+        self.stamp.is_none()
+            || self.pending
+            || self.shared
+            || self.restless
+            || now < self.settled
+            || now >= self.full_look
+    }
+
+    /// Whether the map is likely to be read at the next look.
+    pub(super) fn is_hot(&self, now: Time) -> bool {
+        self.stamp.is_none() || self.pending || now < self.settled
+    }
+
+    /// The time between two looks, as things are.
+    pub(super) fn interval(&self) -> Duration {
+        let milliseconds = u64::from(self.interval) << self.doubled;
+        Duration::from_millis(milliseconds.min(self.max_interval.into()))
+    }
+
+    /// Whether it is looked at as seldom as is allowed, and that is more seldom than at first.
+    pub(super) fn is_idle(&self) -> bool {
+        self.doubled > 0 && u64::from(self.interval) << self.doubled >= self.max_interval.into()
+    }
+
+    /// There was nothing to see, once more. Gives whether the interval has become longer by it.
+    pub(super) fn rest(&mut self, now: Time) -> bool {
+        if self.is_hot(now) || self.restless || self.max_interval == self.interval {
+            return false;
+        }
+        self.quiet = self.quiet.saturating_add(1);
+        if self.quiet < QUIET_MAX || self.is_idle() {
+            return false;
+        }
+        self.doubled += 1;
+        true
+    }
+
+    /// Something has happened, and more may follow.
+    pub(super) fn be_quick(&mut self) {
+        self.quiet = 0;
+        self.doubled = 0;
+    }
+
+    pub(super) fn trouble(&mut self) -> &mut Trouble {
+        self.trouble.get_or_insert_default()
+    }
+
+    pub(super) fn end(&self) -> Option<&End> {
+        self.trouble.as_ref()?.end.as_ref()
+    }
+
+    pub(super) fn failures(&self) -> u32 {
+        self.trouble.as_ref().map_or(0, |trouble| trouble.failures)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hundred_thousand_files_fit_in_some_20_mb() {
+        assert!(size_of::<Followed>() <= 208, "{}", size_of::<Followed>());
+    }
+}

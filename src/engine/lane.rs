@@ -1,0 +1,128 @@
+//! One device's share of the work.
+//!
+//! Whatever a device does to those who touch it, it does to its own lane: the work under way for
+//! one device is bounded, and no more is begun before some of it has come back.
+
+use std::collections::VecDeque;
+
+use super::FileId;
+use super::time::Time;
+use crate::dm::Device;
+use crate::extent::Extents;
+use crate::update::Group;
+
+/// Files in one batch of stamps: enough that handing it over costs little against the `stat`s.
+pub const STAMPS_MAX: usize = 256;
+
+/// Files in one batch of maps: the others wait while one of them is locked by a writer.
+pub const MAPS_MAX: usize = 8;
+
+/// Batches of maps under way at a time. With one of stamps and one order, four threads at most are
+/// at work for one device.
+pub const MAPPING_MAX: usize = 2;
+
+/// Orders that may wait, extents and all, before no more maps are read.
+const ORDERS_MAX: usize = 16;
+
+/// Files from which on reading a device's write counter is cheaper than looking at them.
+const GAUGE_MIN: usize = 16;
+
+/// What changes a group.
+#[derive(Debug)]
+pub(super) enum Order {
+    Update(FileId, Option<Group>, Extents),
+    Remove(FileId, Group),
+}
+
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub(super) device: Device,
+    pub(super) files: usize,
+    /// Files whose stamp is to be taken, and when that was begun if it is under way.
+    pub(super) stamps: VecDeque<FileId>,
+    pub(super) stamping: Option<Time>,
+    /// The same for maps.
+    pub(super) maps: VecDeque<FileId>,
+    pub(super) mapping: [Option<Time>; MAPPING_MAX],
+    /// The same for orders and sweeps.
+    pub(super) orders: VecDeque<Order>,
+    pub(super) ordering: Option<Time>,
+    /// When to list the device, to see what others did to our groups.
+    pub(super) sweep: Time,
+    pub(super) gauge: Gauge,
+    /// Regions created so far.
+    pub(super) creates: u64,
+}
+
+/// How much was written to a device, and who waits for more.
+#[derive(Debug)]
+pub(super) struct Gauge {
+    writes: Option<u64>,
+    /// When the counter was first seen to stand where it stands.
+    moved: Time,
+    /// When it is to be read, and whether that is under way.
+    pub(super) due: Option<Time>,
+    pub(super) out: bool,
+    pub(super) parked: Vec<FileId>,
+}
+
+impl Lane {
+    pub(super) fn new(device: Device, sweep: Time) -> Lane {
+        Lane {
+            device,
+            files: 0,
+            stamps: VecDeque::new(),
+            stamping: None,
+            maps: VecDeque::new(),
+            mapping: [None; MAPPING_MAX],
+            orders: VecDeque::new(),
+            ordering: None,
+            sweep,
+            gauge: Gauge::new(),
+            creates: 0,
+        }
+    }
+
+    pub(super) fn may_map(&self) -> bool {
+        !self.maps.is_empty()
+            && self.orders.len() < ORDERS_MAX
+            && self.mapping.iter().any(Option::is_none)
+    }
+
+    /// When the oldest of what is under way was begun.
+    pub(super) fn busy_since(&self) -> Option<Time> {
+        let maps = self.mapping.iter().copied().flatten();
+        maps.chain(self.stamping).chain(self.ordering).min()
+    }
+
+    pub(super) fn is_to_be_swept(&self, now: Time) -> bool {
+        self.files > 0 && self.ordering.is_none() && self.sweep <= now
+    }
+
+    /// Whether waiting for the write counter is worth the while.
+    pub(super) fn has_gauge(&self) -> bool {
+        self.files >= GAUGE_MIN
+    }
+}
+
+impl Gauge {
+    fn new() -> Gauge {
+        Gauge { writes: None, moved: Time::ZERO, due: None, out: false, parked: Vec::new() }
+    }
+
+    /// Takes what the counter says; whether anything was written since the last time.
+    pub(super) fn read(&mut self, now: Time, writes: Option<u64>) -> bool {
+        let moved = writes.is_none() || writes != self.writes;
+        if moved {
+            self.writes = writes;
+            self.moved = now;
+        }
+        moved
+    }
+
+    /// Whether nothing can have reached the device since a look that was begun at `looked`, as far
+    /// as is known: what the counter says is at most one reading old.
+    pub(super) fn is_still_since(&self, looked: Time) -> bool {
+        self.writes.is_some() && self.moved < looked
+    }
+}

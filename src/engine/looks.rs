@@ -1,0 +1,134 @@
+//! What follows from looks.
+
+use super::event::{Action, Batch, Look};
+use super::followed::Job;
+use super::lane::Order;
+use super::time::Time;
+use super::{ABSENCE_LOOK, End, Engine, FileId, TORN_MAX, phase};
+use crate::mode::Mode;
+use crate::sight::{Map, Sight, Stamp};
+
+/// Batches kept for their room: those of some lanes.
+const SPARE_MAX: usize = 16;
+
+impl Engine {
+    pub(super) fn looked(&mut self, now: Time, batch: Batch, actions: &mut Vec<Action>) {
+        let Batch { device, maps, mut looks } = batch;
+        if let Some(lane) = self.lane_of(device) {
+            match maps {
+                Some(slot) => lane.mapping[slot] = None,
+                None => lane.stamping = None,
+            }
+        }
+        for Look { file, sight, .. } in looks.drain(..) {
+            if self.answered(file).is_some() {
+                self.seen(now, file, sight, actions);
+            }
+        }
+        if self.spare.len() < SPARE_MAX {
+            self.spare.push(looks);
+        }
+    }
+
+    fn seen(&mut self, now: Time, file: FileId, sight: Sight, actions: &mut Vec<Action>) {
+        let absence = self.settings.absence;
+        let Some(followed) = self.followed(file) else { return };
+        if let Some(end) = followed.end().cloned() {
+            return self.end(now, file, end, actions); // decided while it was looked at
+        }
+        if !matches!(sight, Sight::Absent { .. }) {
+            if let Some(trouble) = &mut followed.trouble {
+                trouble.absent_since = None;
+            }
+        }
+        match sight {
+            Sight::Same => {
+                if followed.open && !followed.is_hot(now) {
+                    self.close(file, actions);
+                }
+                self.worked(now, file, true, actions);
+            }
+            Sight::Changed => {
+                followed.job = Job::Look;
+                if let Some(lane) = self.lane_of_file(file) {
+                    lane.maps.push_back(file);
+                }
+            }
+            Sight::Mapped(stamp, map) => self.mapped(now, file, stamp, map, actions),
+            Sight::Failed(why) => self.failed(now, file, why, actions),
+            Sight::Unused => self.end(now, file, End::Unused, actions),
+            Sight::Absent { found, beside } => {
+                let since = *followed.trouble().absent_since.get_or_insert(now);
+                followed.stamp = None;
+                followed.be_quick();
+                let interval = followed.interval();
+                if now < since + absence {
+                    return self.plan(file, now + interval.min(ABSENCE_LOOK));
+                }
+                let device = self.lane_of_file(file).map(|lane| lane.device);
+                if beside == device {
+                    self.end(now, file, End::Absent(found), actions);
+                } else {
+                    self.let_go(file, End::Unmounted, actions);
+                }
+            }
+        }
+    }
+
+    fn mapped(
+        &mut self,
+        now: Time,
+        file: FileId,
+        stamp: Stamp,
+        map: Map,
+        actions: &mut Vec<Action>,
+    ) {
+        let settings = self.settings;
+        let Some(followed) = self.files[file.index()].as_mut() else { return };
+        let lane = &mut self.lanes[followed.lane as usize];
+        if stamp.device != lane.device {
+            let found = format!("the file at the path lies on another device, {}", stamp.device);
+            return self.end(now, file, End::Absent(found), actions);
+        }
+        let same_stamp = followed.stamp == Some(stamp);
+        if !same_stamp {
+            followed.settled = now + settings.settle;
+        }
+        followed.open = followed.mode == Mode::Path;
+        followed.stamp = Some(stamp);
+        followed.pending = map.pending;
+        followed.shared |= map.shared;
+        // Files that were read at the same moment are not all read again at the same moment.
+        let spread = settings.full_look.mul_f64(0.2 * phase(file));
+        followed.full_look = now + settings.full_look.saturating_sub(spread);
+        followed.torn = if map.torn { followed.torn.saturating_add(1) } else { 0 };
+        if (1..TORN_MAX).contains(&followed.torn) {
+            followed.stamp = None;
+            let interval = followed.interval();
+            return self.plan(file, now + interval);
+        }
+        let shown = followed.shown && followed.fingerprint == Some(map.fingerprint);
+        followed.extents = u32::try_from(map.extents.as_slice().len()).unwrap_or(u32::MAX);
+        followed.sectors = map.extents.sectors();
+        followed.fingerprint = Some(map.fingerprint);
+        if shown || followed.given_up {
+            if followed.open && now >= followed.settled {
+                self.close(file, actions); // idle, though its map is read at every look
+            }
+            return self.worked(now, file, same_stamp, actions);
+        }
+        followed.shown = false;
+        followed.job = Job::Update;
+        followed.be_quick();
+        lane.orders.push_back(Order::Update(file, followed.group, map.extents));
+    }
+
+    fn close(&mut self, file: FileId, actions: &mut Vec<Action>) {
+        if let Some(followed) = self.followed(file) {
+            if followed.mode == Mode::Path {
+                actions.push(Action::Close(file));
+            }
+            followed.open = false;
+        }
+    }
+}

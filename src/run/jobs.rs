@@ -1,0 +1,94 @@
+//! What the threads do: look at files, talk to the device-mapper, and say what came of it.
+
+use std::fs;
+use std::iter;
+
+use crossbeam_channel::Sender;
+use log::debug;
+
+use super::Answer;
+use crate::dm::{Device, Dm};
+use crate::engine::{Batch, Event, FileId};
+use crate::extent::Extents;
+use crate::group::Mark;
+use crate::kernel::fiemap::Pages;
+use crate::sample::{self, Reach};
+use crate::update::{self, Group, Template};
+
+/// For a sampler.
+pub(super) enum Sample {
+    /// Look at the files, which are reached by these, in the same order.
+    Look { batch: Batch, reaches: Vec<Reach>, keep: bool },
+    /// Read the device's write counter.
+    Gauge(Device),
+}
+
+/// For a thread that talks to the device-mapper.
+pub(super) enum Order {
+    Establish { file: FileId, device: Device, template: Template, mark: Mark, want: Extents },
+    Update { file: FileId, device: Device, group: Group, want: Extents },
+    Remove { file: FileId, device: Device, group: Group },
+    Sweep { device: Device, groups: Vec<(FileId, Group)> },
+}
+
+/// A sampler: what it does with a job.
+pub(super) fn sampler(inbox: Sender<Answer>) -> impl FnMut(Sample) + Send {
+    let mut pages = Pages::default();
+    move |job| {
+        let answer = match job {
+            Sample::Look { mut batch, mut reaches, keep } => {
+                for (look, reach) in iter::zip(&mut batch.looks, &mut reaches) {
+                    look.sight = match batch.maps {
+                        Some(_) => sample::look(reach, keep, &mut pages),
+                        None => sample::compare(reach, look.last),
+                    };
+                }
+                Answer::Looked(batch, reaches)
+            }
+            Sample::Gauge(device) => Answer::Event(Event::Gauged(device, writes(device))),
+        };
+        inbox.send(answer).ok(); // nobody there: the process is about to end
+    }
+}
+
+/// Write requests and flushes that the device has finished; `None` if it does not say.
+fn writes(device: Device) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/sys/dev/block/{device}/stat")).ok()?;
+    let number = |at: usize| stat.split_ascii_whitespace().nth(at)?.parse::<u64>().ok();
+    // The fifth and the sixteenth number (Documentation/block/stat.rst); flushes since Linux 5.5.
+    Some(number(4)? + number(15).unwrap_or(0))
+}
+
+/// A thread that talks to the device-mapper: what it does with an order. Main gives one order for
+/// a device at a time, so that no two updates of one device mix.
+pub(super) fn ioctls(
+    mut dm: impl Dm + Send,
+    claim: u32,
+    inbox: Sender<Answer>,
+) -> impl FnMut(Order) + Send {
+    move |order| {
+        let event = carry_out(&mut dm, claim, order);
+        debug!("{event:?}");
+        inbox.send(Answer::Event(event)).ok(); // as above
+    }
+}
+
+fn carry_out(dm: &mut impl Dm, claim: u32, order: Order) -> Event {
+    match order {
+        Order::Establish { file, device, template, mark, want } => {
+            let updated = update::establish(dm, device, &template, mark, claim, &want);
+            Event::Updated(device, file, updated)
+        }
+        Order::Update { file, device, group, want } => {
+            Event::Updated(device, file, update::update(dm, device, group, &want).map(Some))
+        }
+        Order::Remove { file, device, group } => {
+            Event::Removed(device, file, update::remove(dm, device, group))
+        }
+        Order::Sweep { device, groups } => {
+            let (files, groups): (Vec<FileId>, Vec<Group>) = groups.into_iter().unzip();
+            let standings = update::look(dm, device, &groups);
+            Event::Swept(device, standings.map(|seen| iter::zip(files, seen).collect()))
+        }
+    }
+}
