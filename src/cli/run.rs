@@ -1,14 +1,13 @@
 //! `dmfilemapd run`: follow files in the foreground.
 
-use std::time::Duration;
-
 use clap::Args;
 use log::LevelFilter;
 
 use super::dry_run::DryRun;
 use super::files::Files;
-use super::values;
+use super::overrides::Overrides;
 use super::{Exit, Failure};
+use crate::config::{self, Config};
 use crate::dm::Dm;
 use crate::engine::Settings;
 use crate::entry::{random, settle};
@@ -22,7 +21,7 @@ pub struct Arguments {
     files: Files,
 
     #[command(flatten)]
-    pace: Pace,
+    overrides: Overrides,
 
     /// Say more: once for every event; -q says less
     #[arg(short, long)]
@@ -33,27 +32,6 @@ pub struct Arguments {
     quiet: bool,
 }
 
-#[derive(Debug, Args)]
-pub struct Pace {
-    /// Time between two looks at a file, as 250ms or 2s; a bare number is milliseconds
-    #[arg(long, value_name = "TIME", default_value = "500ms", env = "DMFILEMAPD_INTERVAL")]
-    #[arg(value_parser = values::interval)]
-    pub interval: Duration,
-
-    /// Time after which a file's extents are read though nothing seems to have changed:
-    /// defragmenting and deduplication leave no trace
-    #[arg(long, value_name = "TIME", default_value = "60s", env = "DMFILEMAPD_FULL_LOOK")]
-    #[arg(value_parser = values::interval)]
-    pub full_look: Duration,
-}
-
-impl Pace {
-    pub fn settings(&self) -> Settings {
-        let (interval, full_look) = (self.interval, self.full_look);
-        Settings { interval, full_look, settle: settle(), ..Settings::default() }
-    }
-}
-
 pub fn main(arguments: &Arguments) -> Result<Exit, Failure> {
     let level = match (arguments.verbose, arguments.quiet) {
         (true, _) => LevelFilter::Debug,
@@ -61,18 +39,24 @@ pub fn main(arguments: &Arguments) -> Result<Exit, Failure> {
         _ => LevelFilter::Info,
     };
     env_logger::Builder::new().filter_level(level).format(super::log_line).init();
+    let Config { settings, .. } = arguments.overrides.read()?;
     if arguments.files.dry_run {
         end_at_broken_pipe();
-        return follow(DryRun::default(), arguments);
+        return follow(DryRun::default(), &arguments.files, &settings);
     }
-    follow(Control::open()?, arguments)
+    follow(Control::open()?, &arguments.files, &settings)
 }
 
-fn follow(mut dm: impl Dm + Send + 'static, arguments: &Arguments) -> Result<Exit, Failure> {
+fn follow(
+    mut dm: impl Dm + Send + 'static,
+    files: &Files,
+    config: &config::Settings,
+) -> Result<Exit, Failure> {
     let claim = random();
-    let entries = arguments.files.entries(&mut dm, claim)?;
+    let entries = files.entries(&mut dm, claim, &config.terms())?;
     let count = entries.len();
-    let settings = arguments.pace.settings();
+    let (interval, full_look) = (config.interval, config.full_look);
+    let settings = Settings { interval, full_look, settle: settle(), ..Settings::default() };
     let ready = || log::info!("following {count} file(s), every {:?}", settings.interval);
     run(dm, claim, entries, settings, ready).map_err(Failure::new)?;
     Ok(Exit::Ok)
