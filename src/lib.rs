@@ -59,7 +59,7 @@
 //! | claim | our word in the descriptor that says which process follows the group |
 //! | orphan | a region with a mark that no descriptor names: the leftover of a cut update |
 //! | setting | what may be set for the whole service; the last source that says it counts |
-//! | entry, rule | a `[[file]]` of the configuration: a pattern, and its own settings |
+//! | rule | a `[[file]]` of the configuration: a pattern, and settings of its own |
 //! | terms | the settings that hold for one file |
 //! | clockwork | what a region counts besides the thirteen counters: precise times, a histogram |
 //! | anchor | the one region of a group whose file has no extent; lies beyond every device |
