@@ -171,7 +171,10 @@ proptest! {
     #[test]
     fn precedence(says in prop::array::uniform5(any::<bool>())) {
         let [top, more, environment, options, entry] = says;
-        let line = |says, seconds| if says { format!("interval = \"{seconds}s\"\n") } else { String::new() };
+        let line = |says, seconds| match says {
+            true => format!("interval = \"{seconds}s\"\n"),
+            false => String::new(),
+        };
         let entry_text = format!("[[file]]\npath = \"/f\"\n{}", line(entry, 5));
         let folder = folder(&[
             ("config.toml", &(line(top, 1) + &entry_text)),
@@ -200,11 +203,14 @@ proptest! {
 
     /// Whatever the file holds, reading it ends, and a fault has a line that is there.
     #[test]
-    fn any_file_is_read_or_refused(text in "(\\[\\[file\\]\\]|[a-z]{1,4}|interval|mode|[=\"'\\[\\]{}.,#\n ]|\u{e9}){0,30}") {
+    fn any_file_is_read_or_refused(
+        text in "(\\[\\[file\\]\\]|[a-z]{1,4}|interval|mode|[=\"'\\[\\]{}.,#\n ]|\u{e9}){0,30}",
+    ) {
         let lines = text.lines().count().max(1) + 1;
         if let Err(errors) = of(&text) {
             for error in errors.0 {
-                prop_assert!(matches!(error.at, Source::Line(_, line) if line <= lines), "{}", error);
+                let there = matches!(error.at, Source::Line(_, line) if line <= lines);
+                prop_assert!(there, "{}", error);
             }
         }
     }
@@ -273,6 +279,7 @@ fn a_wrong_value_says_what_would_be_right() {
 fn what_is_not_toml_is_told_with_its_line() {
     refused("\nfixed = true\nfixed = false", &["3: this is not TOML: duplicate key"]);
     refused("mode = \"path\"\ninterval =", &["2: this is not TOML: "]);
+    refused("x = [[[", &["1: this is not TOML: unclosed array"]);
     let folder = folder(&[]);
     fs::write(folder.path().join("config.toml"), b"\n\xff").unwrap();
     assert_eq!(faults(&folder, &[]), ["config.toml:2: this is not UTF-8; save the file as that"]);
@@ -285,7 +292,7 @@ fn all_errors_of_all_sources_are_told_at_once() {
         ("conf.d/a.toml", "zzz = 1"),
         ("conf.d/b.toml/x", ""),
     ]);
-    let variables = [("DMFILEMAPD_INTERVL", "1s"), ("DMFILEMAPD_MODE", "y")];
+    let variables = [("DMFILEMAPD_MODE", "y"), ("DMFILEMAPD_INTERVL", "1s")];
     let expected = [
         "config.toml:1: mode: ",
         "config.toml:2: fixed: ",
@@ -427,7 +434,7 @@ fn a_dry_run_makes_groups_on_the_terms_of_the_configuration() {
     for name in ["a", "b"] {
         fs::create_dir(files.path().join(name)).unwrap();
         let file = File::create(files.path().join(name).join("x")).unwrap();
-        (&file).write_all(&[1; 1 << 16]).unwrap();
+        (&file).write_all(&vec![1; 1 << 16]).unwrap();
         file.sync_all().unwrap();
     }
     let mut command = Command::new(env!("CARGO_BIN_EXE_dmfilemapd"));

@@ -50,9 +50,12 @@ fn settings(config: &Config) -> Vec<Row> {
 /// A line for each entry, and below it one for each key that it has of its own.
 fn entries(config: &Config, owners: &Owners) -> Vec<Row> {
     let mut rows = vec![["FILES", "ENTRY", "FROM"].map(str::to_owned)];
-    for (at, rule) in config.rules.iter().enumerate() {
-        let own = owners.files.iter().filter(|(_, rule)| *rule == at).count();
-        let files = match owners.matched[at] - own {
+    let mut own = vec![0; config.rules.len()];
+    for (_, rule) in &owners.files {
+        own[*rule] += 1;
+    }
+    for ((rule, own), matched) in config.rules.iter().zip(own).zip(&owners.matched) {
+        let files = match matched - own {
             0 => own.to_string(),
             others => format!("{own} (+{others} of other entries)"),
         };

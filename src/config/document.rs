@@ -91,6 +91,7 @@ impl Reader<'_> {
         let rest = self.faults.split_off(syntax);
         self.faults.extend(rest.into_iter().filter(|(line, _)| !broken.contains(line)));
         self.faults.sort_by_key(|(line, _)| *line);
+        self.faults.dedup(); // brackets left open are told one by one
         let error = |(line, fault)| Error { at: Source::Line(self.path.clone(), line), fault };
         errors.extend(self.faults.into_iter().map(error));
     }

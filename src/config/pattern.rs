@@ -288,6 +288,8 @@ pub fn owners(rules: &[Rule], max: usize) -> Owners {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt as _;
 
     /// The files below a new folder that the pattern matches, by the rest of their paths.
     fn matches(root: &Path, pattern: &str, exclude: &[&str], max: usize) -> (Vec<String>, bool) {
@@ -382,6 +384,27 @@ mod tests {
         let expansion = expand(&Pattern::new(&text, &[]).unwrap(), 9);
         assert!(expansion.files.is_empty());
         assert_eq!(expansion.problems[0].0, root.path().join("loop"));
+    }
+
+    #[test]
+    fn problems_are_not_told_without_end() {
+        let root = tree(&[]);
+        for at in 0..=PROBLEMS_MAX {
+            let link = format!("loop{at}");
+            std::os::unix::fs::symlink(&link, root.path().join(&link)).unwrap();
+        }
+        let text = format!("{}/*/x", root.path().display());
+        assert_eq!(expand(&Pattern::new(&text, &[]).unwrap(), 9).problems.len(), PROBLEMS_MAX);
+    }
+
+    #[test]
+    fn a_name_that_is_not_utf8_matches() {
+        let root = tree(&[]);
+        let path = root.path().join(OsStr::from_bytes(b"\xff.img"));
+        fs::write(&path, "").unwrap();
+        let text = format!("{}/?.img", root.path().display());
+        let files = expand(&Pattern::new(&text, &[]).unwrap(), 9).files;
+        assert_eq!(files.iter().map(|found| &found.path).collect::<Vec<_>>(), [&path]);
     }
 
     #[test]
