@@ -248,7 +248,7 @@ fn a_wrong_type_says_which_is_right() {
     refused("file = 3", &["1: file is an integer; begin each entry with a line [[file]]"]);
     refused("[file]\npath = \"/f\"", &["1: file is a table; begin each entry"]);
     refused("file = [3]", &["1: this is an integer; begin each entry"]);
-    refused("[[file]]\npath = 3", &["1: this entry has no path", "2: path takes a string, not an"]);
+    refused("[[file]]\npath = 3", &["2: path takes a string, not an integer"]);
     refused("[[file]]\npath = \"/f\"\nexclude = \"x\"", &["3: exclude takes an array of strings"]);
     refused("[[file]]\npath = \"/f\"\nexclude = [1]", &["3: exclude takes an array of strings"]);
 }

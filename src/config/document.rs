@@ -8,6 +8,7 @@
 //! mode = "path"
 //! ```
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -87,7 +88,7 @@ impl Reader<'_> {
     /// The first `syntax` faults are those of the syntax. What else seems wrong with their lines
     /// comes from them.
     fn finish(mut self, syntax: usize, errors: &mut Vec<Error>) {
-        let broken: Vec<usize> = self.faults[..syntax].iter().map(|(line, _)| *line).collect();
+        let broken: BTreeSet<usize> = self.faults[..syntax].iter().map(|(line, _)| *line).collect();
         let rest = self.faults.split_off(syntax);
         self.faults.extend(rest.into_iter().filter(|(line, _)| !broken.contains(line)));
         self.faults.sort_by_key(|(line, _)| *line);
@@ -131,39 +132,8 @@ impl Reader<'_> {
     }
 
     fn entry(&mut self, at: usize, table: &DeTable<'_>) -> Option<Entry> {
-        let (mut path, mut exclude, mut own) = (None, Vec::new(), Layer::new());
-        for (name, value) in table {
-            let at = name.span().start;
-            match (name.get_ref().as_ref(), keys::find(name.get_ref())) {
-                ("path", _) => match value.get_ref() {
-                    DeValue::String(text) => path = Some((at, text.as_ref())),
-                    other => self.fault(at, format!("path takes a string, not {}", kind(other))),
-                },
-                ("exclude", _) => match value.get_ref() {
-                    DeValue::Array(items) => exclude = self.strings("exclude", at, items),
-                    other => {
-                        let kind = kind(other);
-                        self.fault(at, format!("exclude takes an array of strings, not {kind}"));
-                    }
-                },
-                (_, Some(key)) if key.place == Place::Anywhere => {
-                    own.extend(self.assignment(key, name, value));
-                }
-                (name, Some(_)) => self.fault(
-                    at,
-                    format!("{name} is for the whole service; put it above the first [[file]]"),
-                ),
-                (word, None) => {
-                    let known = KEYS.iter().filter(|key| key.place == Place::Anywhere);
-                    let known = known.map(|key| key.name).chain(["path", "exclude"]);
-                    self.fault(at, unknown(word, known));
-                }
-            }
-        }
-        let Some((path_at, path)) = path else {
-            self.fault(at, "this entry has no path; add path = \"/folder/*.img\"".to_owned());
-            return None;
-        };
+        let (own, exclude) = (self.own(table), self.exclude(table));
+        let (path_at, path) = self.path(at, table)?;
         match Pattern::new(path, &exclude) {
             Ok(pattern) => Some(Entry { pattern, own, source: self.source(path_at) }),
             Err(faults) => {
@@ -175,14 +145,52 @@ impl Reader<'_> {
         }
     }
 
-    fn strings(&mut self, name: &str, at: usize, items: &DeArray<'_>) -> Vec<String> {
-        match strings(items) {
-            Ok(strings) => strings,
-            Err(kind) => {
-                self.fault(at, format!("{name} takes an array of strings, and has {kind} in it"));
-                Vec::new()
+    fn own(&mut self, table: &DeTable<'_>) -> Layer {
+        let mut own = Layer::new();
+        for (name, value) in table {
+            match (name.get_ref().as_ref(), keys::find(name.get_ref())) {
+                ("path" | "exclude", _) => {}
+                (_, Some(key)) if key.place == Place::Anywhere => {
+                    own.extend(self.assignment(key, name, value));
+                }
+                (word, Some(_)) => {
+                    let hint = "is for the whole service; put it above the first [[file]]";
+                    self.fault(name.span().start, format!("{word} {hint}"));
+                }
+                (word, None) => {
+                    let known = KEYS.iter().filter(|key| key.place == Place::Anywhere);
+                    let known = known.map(|key| key.name).chain(["path", "exclude"]);
+                    self.fault(name.span().start, unknown(word, known));
+                }
             }
         }
+        own
+    }
+
+    /// With its offset. The entry is at `at`.
+    fn path<'t>(&mut self, at: usize, table: &'t DeTable<'_>) -> Option<(usize, &'t str)> {
+        let Some(value) = table.get("path") else {
+            self.fault(at, "this entry has no path; add path = \"/folder/*.img\"".to_owned());
+            return None;
+        };
+        let at = value.span().start;
+        if let DeValue::String(text) = value.get_ref() {
+            return Some((at, text));
+        }
+        self.fault(at, format!("path takes a string, not {}", kind(value.get_ref())));
+        None
+    }
+
+    fn exclude(&mut self, table: &DeTable<'_>) -> Vec<String> {
+        let Some(value) = table.get("exclude") else { return Vec::new() };
+        let patterns = match value.get_ref() {
+            DeValue::Array(items) => strings(items).map_err(|kind| format!("and has {kind} in it")),
+            other => Err(format!("not {}", kind(other))),
+        };
+        patterns.unwrap_or_else(|wrong| {
+            self.fault(value.span().start, format!("exclude takes an array of strings, {wrong}"));
+            Vec::new()
+        })
     }
 
     fn assignment(
