@@ -158,6 +158,15 @@ fn files_are_read_in_order_of_their_names_and_entries_add_up() {
 }
 
 #[test]
+fn the_order_is_that_of_the_names() {
+    let names: Vec<String> = (10..30).map(|at| format!("conf.d/{at}.toml")).collect();
+    let texts: Vec<String> = (10..30).map(|at| format!("max_files = {at}")).collect();
+    let files = names.iter().zip(&texts).map(|(name, text)| (&**name, &**text));
+    let folder = folder(&files.collect::<Vec<_>>());
+    assert_eq!(with(&folder, &[], Layer::new()).unwrap().settings.max_files, 29);
+}
+
+#[test]
 fn a_source_is_shown_as_a_place_to_go_to() {
     let shown = |source: Source| source.to_string();
     assert_eq!(shown(Source::Default), "default");

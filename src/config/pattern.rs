@@ -69,7 +69,6 @@ impl Pattern {
         let mut steps: Vec<Step> = Vec::new();
         for word in words {
             match step(word) {
-                Ok(Step::Folders) if steps.last() == Some(&Step::Folders) => {}
                 Ok(step) => steps.push(step),
                 Err(fault) => faults.push(fault),
             }
@@ -100,6 +99,7 @@ impl Pattern {
             }
             Exclusion::Path(pattern) => pattern.matches_with(
                 &path.to_string_lossy(),
+                // What is hidden in an excluded folder is excluded too.
                 MatchOptions { require_literal_leading_dot: false, ..OPTIONS },
             ),
         })
@@ -340,6 +340,14 @@ mod tests {
         let of = |exclude: &str| matches(root.path(), "**/*.img", &[exclude], 100).0;
         assert_eq!(of("a.*"), ["b.img", "d/b.img"]);
         assert_eq!(of(&format!("{}/d/**", root.path().display())), ["a.img", "b.img"]);
+    }
+
+    #[test]
+    fn a_folder_is_excluded_with_what_is_hidden_in_it() {
+        let root = tree(&["d/.a.img"]);
+        let below = format!("{}/d/**", root.path().display());
+        assert_eq!(matches(root.path(), "d/.*", &[], 9).0, ["d/.a.img"]);
+        assert!(matches(root.path(), "d/.*", &[&below], 9).0.is_empty());
     }
 
     #[test]
