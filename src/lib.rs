@@ -25,11 +25,13 @@
 //! | 0: values, no I/O | [`extent`] | sectors, maps in normal form |
 //! | | [`message`], [`group`], [`dm`] | the protocol, the group descriptor, the seam |
 //! | | [`mode`], [`sight`] | what a file is followed by, what a look gives |
+//! | | [`values`] | intervals, bounds and words, as people write them |
 //! | | [`plan`], [`fit`] | from regions and extents to a delta, short enough to be read |
 //! | 1: decisions | [`update`] | one group, from what it is to what it should be |
 //! | | [`engine`] | `(now, event)` to actions: what is due, what is under way, when to stop |
 //! | 2: the kernel | [`kernel`] | FIEMAP, `/dev/mapper/control`, a table in memory, forks |
 //! | 3: the program | [`sample`], [`place`], [`entry`] | one look at one file; where it lies |
+//! | | [`config`] | settings and entries: what is followed, and how |
 //! | | [`mod@run`] | threads, queues, signals |
 //! | 4: front doors | [`compat`], [`cli`], [`launch`] | lvm2's command line, ours, a library |
 //!
@@ -57,6 +59,9 @@
 //! | mark | our word in `aux_data` that says which file a region maps |
 //! | claim | our word in the descriptor that says which process follows the group |
 //! | orphan | a region with a mark that no descriptor names: the leftover of a cut update |
+//! | setting | what may be set for the whole service; the last source that says it counts |
+//! | rule | a `[[file]]` of the configuration: a pattern, and settings of its own |
+//! | terms | the settings that hold for one file |
 //! | clockwork | what a region counts besides the thirteen counters: precise times, a histogram |
 //! | anchor | the one region of a group whose file has no extent; lies beyond every device |
 //! | stamp | what `stat` says, as far as a change may show in it |
@@ -71,6 +76,7 @@
 
 pub mod cli;
 pub mod compat;
+pub mod config;
 pub mod dm;
 pub mod engine;
 pub mod entry;
@@ -87,3 +93,4 @@ pub mod run;
 pub mod sample;
 pub mod sight;
 pub mod update;
+pub mod values;

@@ -15,7 +15,7 @@ use dmfilemapd::message::{Message, RegionId, parse_list};
 use nix::errno::Errno;
 
 /// Messages of the random test, and its seed, unless the environment says otherwise:
-/// `DMFILEMAPD_MESSAGES=300000 DMFILEMAPD_SEED=7 cargo test --test differential random`
+/// `TEST_MESSAGES=300000 TEST_SEED=7 cargo test --test differential random`
 const MESSAGES: u64 = 40_000;
 const SEED: u64 = 1;
 
@@ -96,8 +96,7 @@ fn memory_answers_random_messages_as_the_kernel_does() {
     if !vm::inside("memory_answers_random_messages_as_the_kernel_does") {
         return;
     }
-    let (messages, seed) =
-        (setting("DMFILEMAPD_MESSAGES", MESSAGES), setting("DMFILEMAPD_SEED", SEED));
+    let (messages, seed) = (setting("TEST_MESSAGES", MESSAGES), setting("TEST_SEED", SEED));
     let (mut twins, mut random) = (Twins::new(), Random(seed.max(1)));
     let (mut replies, mut errors, mut skipped) = (0, [0; 140], 0);
     for number in 0..messages {

@@ -380,8 +380,8 @@ fn attached(pid: u32, nth: u32) -> Daemon {
 
 // Killed at random moments.
 
-/// How often, unless the environment says otherwise: `DMFILEMAPD_KILLS=5000 cargo test --test
-/// torture random -- --nocapture`. `DMFILEMAPD_SEED` is the other setting.
+/// How often, unless the environment says otherwise: `TEST_KILLS=5000 cargo test --test
+/// torture random -- --nocapture`. `TEST_SEED` is the other setting.
 const KILLS: u32 = 160;
 
 #[test]
@@ -513,7 +513,7 @@ impl Crowd {
     }
 
     fn kill_again_and_again(&self, table: &mut Table, file: &Path, form: Form, mut random: Random) {
-        let kills = env::var("DMFILEMAPD_KILLS").map_or(KILLS, |kills| kills.parse().unwrap());
+        let kills = env::var("TEST_KILLS").map_or(KILLS, |kills| kills.parse().unwrap());
         let mut amid = 0;
         for kill in 1..=kills {
             let calm = kill % 10 == 0;
@@ -610,7 +610,7 @@ struct Random(u64);
 
 impl Random {
     fn from_environment() -> Random {
-        let seed = env::var("DMFILEMAPD_SEED").map_or(1, |seed| seed.parse().unwrap());
+        let seed = env::var("TEST_SEED").map_or(1, |seed| seed.parse().unwrap());
         println!("seed {seed}");
         Random(seed + 1)
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
-use super::{Exit, values};
+use super::Exit;
 use crate::compat::{Legacy, usage};
 use crate::engine::{INTERVAL, Pace, Settings};
 use crate::entry::{entry, mark, random, settle};
@@ -17,6 +17,7 @@ use crate::kernel::process::{Forked, Ready, Stdio, adopt_fd, close_inherited, da
 use crate::place;
 use crate::run::{Entry, run};
 use crate::update::{self, Template};
+use crate::values;
 
 /// Checks everything that can be checked, becomes a daemon unless asked not to, and follows the
 /// file. Whatever goes wrong before that is told on stderr, and in the exit status: 1.

@@ -1,12 +1,13 @@
 //! The native command line: one file per subcommand.
 
+mod check;
 mod dry_run;
 mod explain;
 mod files;
 mod legacy;
+mod overrides;
 mod run;
 mod update;
-mod values;
 
 use std::error::Error as _;
 use std::ffi::OsString;
@@ -17,8 +18,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use log::Level;
 
-use crate::compat;
 use crate::kernel::control::{OpenError, OpenErrorKind};
+use crate::{compat, config};
 
 /// How the program ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub enum Exit {
     Unavailable = 69,
     /// There is, but not for this user.
     NoPermission = 77,
+    /// The configuration is wrong.
+    Config = 78,
 }
 
 impl From<Exit> for ExitCode {
@@ -68,6 +71,12 @@ impl From<OpenError> for Failure {
     }
 }
 
+impl From<config::Errors> for Failure {
+    fn from(errors: config::Errors) -> Failure {
+        Failure(Exit::Config, errors.to_string())
+    }
+}
+
 /// An error, and what the kernel said where the error itself does not tell.
 fn with_cause(error: &OpenError) -> String {
     match error.source().filter(|_| error.kind() == OpenErrorKind::Other) {
@@ -95,6 +104,8 @@ enum Command {
     Update(update::Arguments),
     /// Say where a file lies, what would be done for it and what is in the way; needs no root
     Explain(explain::Arguments),
+    /// Check the configuration, and show what it says and which files it matches now
+    Check(check::Arguments),
 }
 
 /// One line of the log: who speaks, and how bad it is where it is.
@@ -125,6 +136,7 @@ pub fn main(args: &[OsString]) -> ExitCode {
         Command::Run(arguments) => run::main(&arguments),
         Command::Update(arguments) => update::main(&arguments),
         Command::Explain(arguments) => explain::main(&arguments),
+        Command::Check(arguments) => check::main(&arguments),
     };
     match outcome {
         Ok(exit) => exit.into(),

@@ -1,17 +1,17 @@
 //! `dmfilemapd run`: follow files in the foreground.
 
 use std::io;
-use std::time::Duration;
 
 use clap::Args;
 use log::LevelFilter;
 
 use super::dry_run::DryRun;
 use super::files::Files;
-use super::values;
+use super::overrides::Overrides;
 use super::{Exit, Failure};
+use crate::config::{self, Config};
 use crate::dm::Dm;
-use crate::engine::{Pace, Settings};
+use crate::engine::Settings;
 use crate::entry::{random, settle};
 use crate::kernel::control::Control;
 use crate::kernel::process::end_at_broken_pipe;
@@ -23,7 +23,7 @@ pub struct Arguments {
     files: Files,
 
     #[command(flatten)]
-    pace: PaceOptions,
+    overrides: Overrides,
 
     /// Say more: once for every event; -q says less
     #[arg(short, long)]
@@ -34,26 +34,6 @@ pub struct Arguments {
     quiet: bool,
 }
 
-#[derive(Debug, Args)]
-pub struct PaceOptions {
-    /// Time between two looks at a file, as 250ms or 2s; a bare number is milliseconds
-    #[arg(long, value_name = "TIME", default_value = "500ms", env = "DMFILEMAPD_INTERVAL")]
-    #[arg(value_parser = values::interval)]
-    pub interval: Duration,
-
-    /// Time after which a file's extents are read though nothing seems to have changed:
-    /// defragmenting and deduplication leave no trace
-    #[arg(long, value_name = "TIME", default_value = "60s", env = "DMFILEMAPD_FULL_LOOK")]
-    #[arg(value_parser = values::interval)]
-    pub full_look: Duration,
-}
-
-impl PaceOptions {
-    pub fn settings(&self) -> Settings {
-        Settings { full_look: self.full_look, settle: settle(), ..Settings::default() }
-    }
-}
-
 pub fn main(arguments: &Arguments) -> Result<Exit, Failure> {
     let level = match (arguments.verbose, arguments.quiet) {
         (true, _) => LevelFilter::Debug,
@@ -61,25 +41,28 @@ pub fn main(arguments: &Arguments) -> Result<Exit, Failure> {
         _ => LevelFilter::Info,
     };
     env_logger::Builder::new().filter_level(level).format(super::log_line).init();
+    let Config { settings, .. } = arguments.overrides.read()?;
     if arguments.files.dry_run {
         end_at_broken_pipe();
         let dry = DryRun::default();
-        return follow(dry.clone(), move || Ok(dry.clone()), arguments);
+        return follow(dry.clone(), move || Ok(dry.clone()), &arguments.files, &settings);
     }
-    follow(Control::open()?, || Control::open().map_err(io::Error::other), arguments)
+    let open = || Control::open().map_err(io::Error::other);
+    follow(Control::open()?, open, &arguments.files, &settings)
 }
 
 fn follow<D: Dm + Send + 'static>(
     mut dm: D,
     open: impl Fn() -> io::Result<D> + 'static,
-    arguments: &Arguments,
+    files: &Files,
+    config: &config::Settings,
 ) -> Result<Exit, Failure> {
     let claim = random();
-    let interval = arguments.pace.interval;
-    let entries = arguments.files.entries(&mut dm, claim, Pace::fixed(interval))?;
+    let entries = files.entries(&mut dm, claim, &config.terms())?;
     let count = entries.len();
-    let settings = arguments.pace.settings();
-    let ready = || log::info!("following {count} file(s), every {interval:?}");
+    let settings =
+        Settings { full_look: config.full_look, settle: settle(), ..Settings::default() };
+    let ready = || log::info!("following {count} file(s), every {:?}", config.interval);
     run(open, claim, entries, settings, ready).map_err(Failure::new)?;
     Ok(Exit::Ok)
 }

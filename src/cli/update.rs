@@ -4,9 +4,10 @@ use clap::Args;
 
 use super::dry_run::DryRun;
 use super::files::Files;
+use super::overrides::GroupOverrides;
 use super::{Exit, Failure};
+use crate::config::Terms;
 use crate::dm::Dm;
-use crate::engine::{INTERVAL, Pace};
 use crate::entry::random;
 use crate::kernel::control::Control;
 use crate::kernel::fiemap::Pages;
@@ -20,22 +21,26 @@ use crate::update;
 pub struct Arguments {
     #[command(flatten)]
     files: Files,
+
+    #[command(flatten)]
+    overrides: GroupOverrides,
 }
 
 pub fn main(arguments: &Arguments) -> Result<Exit, Failure> {
     end_at_broken_pipe();
+    let terms = arguments.overrides.read()?.settings.terms();
     if arguments.files.dry_run {
-        return pass(DryRun::default(), &arguments.files);
+        return pass(DryRun::default(), &arguments.files, &terms);
     }
-    pass(Control::open()?, &arguments.files)
+    pass(Control::open()?, &arguments.files, &terms)
 }
 
 /// Checks all files first. Then one that fails does not keep the others from being updated, and
 /// shows in the exit status.
-fn pass(mut dm: impl Dm, files: &Files) -> Result<Exit, Failure> {
+fn pass(mut dm: impl Dm, files: &Files, terms: &Terms) -> Result<Exit, Failure> {
     let claim = random();
     let mut exit = Exit::Ok;
-    for (mut entry, keys) in files.keyed_entries(&mut dm, claim, Pace::fixed(INTERVAL))? {
+    for (mut entry, keys) in files.keyed_entries(&mut dm, claim, terms)? {
         match update_one(&mut dm, claim, &keys, &mut entry) {
             Ok(done) => println!("{}: {done}", entry.path.display()),
             Err(error) => {

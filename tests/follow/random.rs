@@ -12,7 +12,7 @@ use crate::guest::{Daemon, Disk, assert_all_follow, write_back_soon};
 use crate::vm;
 
 /// How much is done, and by which seed, unless the environment says otherwise:
-/// `DMFILEMAPD_CHANGES=5000 DMFILEMAPD_SEED=7 cargo test --test follow random`
+/// `TEST_CHANGES=5000 TEST_SEED=7 cargo test --test follow random`
 const CHANGES: u64 = 300;
 const SEED: u64 = 1;
 
@@ -194,7 +194,7 @@ impl Run {
 }
 
 fn follow_at_random(kind: &str, options: &str, reflink: bool) {
-    let (changes, seed) = (number("DMFILEMAPD_CHANGES", CHANGES), number("DMFILEMAPD_SEED", SEED));
+    let (changes, seed) = (number("TEST_CHANGES", CHANGES), number("TEST_SEED", SEED));
     println!("{changes} changes by seed {seed}");
     write_back_soon();
     let mut run = Run::new(Disk::format(0, kind, options), seed, reflink);

@@ -21,7 +21,7 @@ use std::process::{Command, Output, Stdio};
 
 use dmfilemapd::dm::Device;
 
-const INSIDE: &str = "DMFILEMAPD_IN_VM";
+const INSIDE: &str = "TEST_IN_VM";
 
 /// Whether this is the kernel in which the test `name` is to run; if not, the test has run when
 /// this returns.

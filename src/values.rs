@@ -1,12 +1,16 @@
-//! Option values that are more than a word or a number.
+//! Values that people write, on the command line and in the configuration.
 
+use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
-/// An interval: `250ms`, `2s`, `1m 30s`; a bare number is milliseconds.
+use crate::group::is_safe_alias;
+
+/// An interval from 1 ms to 365 days: `250ms`, `2s`, `1m 30s`; a bare number is milliseconds.
 ///
 /// # Errors
 ///
-/// It is zero or no time at all.
+/// It is zero, out of range or no time at all.
 pub fn interval(text: &str) -> Result<Duration, String> {
     let duration = match text.parse::<u64>() {
         Ok(milliseconds) => Duration::from_millis(milliseconds),
@@ -75,6 +79,18 @@ fn join(nanoseconds: &[u128], unit: u128) -> String {
     words.join(",")
 }
 
+/// As [`bounds`] reads them: `10ms,20ms`, or `500000ns` if they need nanoseconds.
+impl fmt::Display for Bounds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unit = if self.precise { "ns" } else { "ms" };
+        for (at, bound) in self.text.split_terminator(',').enumerate() {
+            let comma = if at == 0 { "" } else { "," };
+            write!(f, "{comma}{bound}{unit}")?;
+        }
+        Ok(())
+    }
+}
+
 impl Bounds {
     /// The same bounds in nanoseconds.
     #[must_use]
@@ -85,6 +101,59 @@ impl Bounds {
         let scaled: Vec<String> =
             self.text.split(',').map(|bound| format!("{bound}000000")).collect();
         Bounds { text: scaled.join(","), precise: true }
+    }
+}
+
+/// An owner's word for regions, which `dmstats` can be asked for.
+///
+/// # Errors
+///
+/// It has a byte that a listing does not carry, or looks like an option.
+pub fn program_id(text: &str) -> Result<String, String> {
+    if is_safe_alias(text.as_bytes()) && !text.starts_with('-') {
+        return Ok(text.to_owned());
+    }
+    Err(format!("{text:?} is not one that dmstats can ask for; give a word without blanks"))
+}
+
+/// A flag: `true` or `false`.
+///
+/// # Errors
+///
+/// It is another word.
+pub fn flag(text: &str) -> Result<bool, String> {
+    text.parse().map_err(|_| format!("{text:?} is neither true nor false"))
+}
+
+/// Bounds as [`bounds`] takes them; an empty text is for no histogram.
+///
+/// # Errors
+///
+/// Those of [`bounds`].
+pub fn histogram(text: &str) -> Result<Bounds, String> {
+    if text.is_empty() { Ok(Bounds::default()) } else { bounds(text) }
+}
+
+/// A limit on the number of files, from 1 to 10,000,000.
+///
+/// # Errors
+///
+/// It is out of range or no number at all.
+pub fn max_files(text: &str) -> Result<usize, String> {
+    let max = text.parse().ok().filter(|max| (1..=10_000_000).contains(max));
+    max.ok_or_else(|| format!("{text:?} is no limit of files; give a number from 1 to 10000000"))
+}
+
+/// The absolute path of a socket; an empty text is for none.
+///
+/// # Errors
+///
+/// The path is relative.
+pub fn socket(text: &str) -> Result<Option<PathBuf>, String> {
+    match text.chars().next() {
+        None => Ok(None),
+        Some('/') => Ok(Some(PathBuf::from(text))),
+        Some(_) => Err(format!("{text:?} is not an absolute path; begin it with a slash")),
     }
 }
 
@@ -133,5 +202,46 @@ mod tests {
         assert_eq!(bounds("10ms,1s").unwrap().into_precise().text, "10000000,1000000000");
         assert_eq!(bounds("10,20").unwrap().into_precise().text, "10,20");
         assert_eq!(Bounds::default().into_precise().text, "");
+    }
+
+    #[test]
+    fn bounds_are_shown_as_they_are_read() {
+        for text in ["10ms,20ms", "1000ms", "500000ns,1000000ns"] {
+            assert_eq!(bounds(text).unwrap().to_string(), text);
+        }
+        assert_eq!(Bounds::default().to_string(), "");
+    }
+
+    #[test]
+    fn a_program_id_is_a_word() {
+        assert_eq!(program_id("of-mine"), Ok("of-mine".to_owned()));
+        for text in ["", "a b", "-a", "a:b", "a\"b"] {
+            assert!(program_id(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_flag_is_one_of_two_words() {
+        assert_eq!((flag("true"), flag("false")), (Ok(true), Ok(false)));
+        for text in ["", "yes", "1", "TRUE"] {
+            assert!(flag(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_empty_text_is_for_no_histogram_and_no_socket() {
+        assert_eq!(histogram(""), Ok(Bounds::default()));
+        assert_eq!(histogram("1ms"), bounds("1ms"));
+        assert_eq!(socket(""), Ok(None));
+        assert_eq!(socket("/run/x"), Ok(Some("/run/x".into())));
+        assert!(socket("run/x").is_err());
+    }
+
+    #[test]
+    fn a_limit_of_files_is_in_range() {
+        assert_eq!((max_files("1"), max_files("10000000")), (Ok(1), Ok(10_000_000)));
+        for text in ["0", "10000001", "-1", "", "many"] {
+            assert!(max_files(text).is_err(), "{text}");
+        }
     }
 }

@@ -1,0 +1,130 @@
+//! Options that stand over the configuration.
+
+use std::env;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::config::{self, AliasTemplate, Assignment, Config, Errors, Layer, Setting, Source};
+use crate::mode::Mode;
+use crate::values::{self, Bounds};
+
+/// Those that say how groups are to be, and where the configuration is.
+#[derive(Debug, Args)]
+pub struct GroupOverrides {
+    /// Folder of the configuration: config.toml, and conf.d/*.toml on top of it
+    #[arg(long, value_name = "DIR", env = "DMFILEMAPD_CONFIG_DIR")]
+    #[arg(default_value = config::FOLDER)]
+    config_dir: PathBuf,
+
+    /// What makes a file the same file: its inode, or its path [default: inode]
+    #[arg(long, value_name = "inode|path", visible_alias = "follow")]
+    mode: Option<Mode>,
+
+    /// Name of the group, in which {name}, {parent} and {ino} are filled in [default: {name}]
+    #[arg(long, value_name = "TEMPLATE")]
+    alias: Option<AliasTemplate>,
+
+    /// Owner's word of new regions; dmstats reports those of its own by default [default: dmstats]
+    #[arg(long, value_name = "WORD", value_parser = values::program_id)]
+    program_id: Option<String>,
+
+    /// Count times in nanoseconds instead of milliseconds
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(value_name = "true|false")]
+    precise: Option<bool>,
+
+    /// Latency histogram with these upper bounds, as 10ms,20ms; a bare number is nanoseconds
+    #[arg(long, value_name = "BOUNDS", value_parser = values::histogram, visible_alias = "bounds")]
+    histogram: Option<Bounds>,
+}
+
+/// The value of an option that may be empty. As an `Option` in an `Option` clap would not take it.
+type Socket = Option<PathBuf>;
+
+/// All of them.
+#[derive(Debug, Args)]
+pub struct Overrides {
+    #[command(flatten)]
+    group: GroupOverrides,
+
+    /// Time between two looks at a file, as 250ms or 2s; a bare number is milliseconds
+    /// [default: 500ms]
+    #[arg(long, value_name = "TIME", value_parser = values::interval)]
+    interval: Option<Duration>,
+
+    /// The same for a file that has not changed for long [default: 10s]
+    #[arg(long, value_name = "TIME", value_parser = values::interval)]
+    max_interval: Option<Duration>,
+
+    /// Look at all files every --interval, whether they change or not
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(value_name = "true|false")]
+    fixed: Option<bool>,
+
+    /// Time after which a file's extents are read though nothing seems to have changed:
+    /// defragmenting and deduplication leave no trace [default: 60s]
+    #[arg(long, value_name = "TIME", value_parser = values::interval)]
+    full_look: Option<Duration>,
+
+    /// Time between two searches for files that match the patterns [default: 10s]
+    #[arg(long, value_name = "TIME", value_parser = values::interval)]
+    rescan_interval: Option<Duration>,
+
+    /// Files to follow at the most [default: 100000]
+    #[arg(long, value_name = "COUNT", value_parser = values::max_files)]
+    max_files: Option<usize>,
+
+    /// Control socket; an empty one is none [default: /run/dmfilemapd/control.sock]
+    #[arg(long, value_name = "PATH", value_parser = values::socket)]
+    socket: Option<Socket>,
+
+    /// Delete the groups at the end
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(value_name = "true|false")]
+    remove_on_exit: Option<bool>,
+}
+
+impl GroupOverrides {
+    /// The configuration with these options on top.
+    pub fn read(&self) -> Result<Config, Errors> {
+        self.read_with(Layer::new())
+    }
+
+    fn read_with(&self, mut options: Layer) -> Result<Config, Errors> {
+        options.extend(
+            [
+                option("mode", self.mode, Setting::Mode),
+                option("alias", self.alias.clone(), Setting::Alias),
+                option("program_id", self.program_id.clone(), Setting::ProgramId),
+                option("precise", self.precise, Setting::Precise),
+                option("histogram", self.histogram.clone(), Setting::Histogram),
+            ]
+            .into_iter()
+            .flatten(),
+        );
+        config::read(&self.config_dir, env::vars_os(), options)
+    }
+}
+
+impl Overrides {
+    /// The configuration with these options on top.
+    pub fn read(&self) -> Result<Config, Errors> {
+        let options = [
+            option("interval", self.interval, Setting::Interval),
+            option("max_interval", self.max_interval, Setting::MaxInterval),
+            option("fixed", self.fixed, Setting::Fixed),
+            option("full_look", self.full_look, Setting::FullLook),
+            option("rescan_interval", self.rescan_interval, Setting::RescanInterval),
+            option("max_files", self.max_files, Setting::MaxFiles),
+            option("socket", self.socket.clone(), Setting::Socket),
+            option("remove_on_exit", self.remove_on_exit, Setting::RemoveOnExit),
+        ];
+        self.group.read_with(options.into_iter().flatten().collect())
+    }
+}
+
+fn option<T>(key: &'static str, value: Option<T>, setting: fn(T) -> Setting) -> Option<Assignment> {
+    value.map(|value| Assignment { key, setting: setting(value), source: Source::Option(key) })
+}
