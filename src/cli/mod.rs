@@ -3,6 +3,7 @@
 mod dry_run;
 mod explain;
 mod files;
+mod gc;
 mod legacy;
 mod run;
 mod update;
@@ -95,6 +96,8 @@ enum Command {
     Update(update::Arguments),
     /// Say where a file lies, what would be done for it and what is in the way; needs no root
     Explain(explain::Arguments),
+    /// Delete the regions that cut updates have left, and nothing else
+    Gc(gc::Arguments),
 }
 
 /// One line of the log: who speaks, and how bad it is where it is.
@@ -125,6 +128,7 @@ pub fn main(args: &[OsString]) -> ExitCode {
         Command::Run(arguments) => run::main(&arguments),
         Command::Update(arguments) => update::main(&arguments),
         Command::Explain(arguments) => explain::main(&arguments),
+        Command::Gc(arguments) => gc::main(&arguments),
     };
     match outcome {
         Ok(exit) => exit.into(),

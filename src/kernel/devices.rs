@@ -1,5 +1,7 @@
 //! What the kernel answers to `DM_LIST_DEVICES`.
 
+use std::fmt;
+
 use crate::dm::Device;
 
 /// A device of device-mapper.
@@ -9,6 +11,13 @@ pub struct Named {
     pub device: Device,
     /// Its name, without `/dev/mapper/`.
     pub name: Vec<u8>,
+}
+
+/// `vg-lv (253:5)`
+impl fmt::Display for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", String::from_utf8_lossy(&self.name), self.device)
+    }
 }
 
 /// Bytes of `struct dm_name_list` before the name.
