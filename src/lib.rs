@@ -56,6 +56,7 @@
 //! | mark | our word in `aux_data` that says which file a region maps |
 //! | claim | our word in the descriptor that says which process follows the group |
 //! | orphan | a region with a mark that no descriptor names: the leftover of a cut update |
+//! | turn | a lock on a device: shared for an update, alone for who deletes orphans |
 //! | clockwork | what a region counts besides the thirteen counters: precise times, a histogram |
 //! | anchor | the one region of a group whose file has no extent; lies beyond every device |
 //! | stamp | what `stat` says, as far as a change may show in it |

@@ -374,14 +374,14 @@ fn orders(case: &Case, sees_turns: bool, mut go_on: impl FnMut(Outcome) -> bool)
     let mut count = 0;
     while let Some(wanted) = script {
         let outcome = run(case, wanted, sees_turns);
-        let mut trace = outcome.trace.clone();
+        let trace = outcome.trace.clone();
         count += 1;
         if !go_on(outcome) {
             break;
         }
         // The last choice that can still go the other way.
-        while trace.pop_if(|(who, free)| *who == 1 || !*free).is_some() {}
-        script = trace.pop().map(|_| trace.iter().map(|(who, _)| *who).chain([1]).collect());
+        let last = trace.iter().rposition(|(who, free)| *who == 0 && *free);
+        script = last.map(|at| trace[..at].iter().map(|(who, _)| *who).chain([1]).collect());
     }
     count
 }

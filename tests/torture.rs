@@ -620,7 +620,8 @@ fn what_is_killed_and_never_comes_back_goes_by_gc() {
     let (lost, kept) = (disk.path("lost"), disk.path("kept"));
     let mut table = Table::of(&disk);
     table.create("0+8", "other", THEIRS);
-    [&lost, &kept].map(|file| write_pieces(file, 3));
+    write_pieces(&lost, 3);
+    write_pieces(&kept, 3);
     let _daemon = Daemon::run(&[kept.as_ref()]);
     let follows = |listing: &str| groups_of(listing, "kept").len() == 1;
     let calm = wait_until("there is a group", || {
@@ -642,6 +643,13 @@ fn what_is_killed_and_never_comes_back_goes_by_gc() {
     assert_eq!(said.matches(", of dmstats, marked fm=").count(), orphans, "{said}");
     assert_eq!(said.matches(" @stats_delete ").count(), orphans, "{said}");
     assert_eq!(table.listing(), cut, "a dry run changes nothing");
+
+    let mut other = Control::open().unwrap();
+    other.begin_turn(vm::device(&disk.node), Turn::Shared).unwrap();
+    let busy = outcome(command(program()).args(["gc", "--wait", "10ms"]));
+    assert!(busy.status == Some(1) && busy.stderr.contains("another dmfilemapd"), "{busy:?}");
+    assert_eq!(table.listing(), cut, "an update is under way");
+    drop(other);
 
     let said = gc(&["--wait", "10ms", "disk0"]);
     assert!(said.contains(&format!(": {orphans} orphan")), "{said}");

@@ -308,7 +308,9 @@ impl Control {
                 let answer = bytes_of(&buffer);
                 let (start, end) = (header.data_start as usize, header.data_size as usize);
                 let mut devices = answer.get(start..end).and_then(parse_names);
-                devices.iter_mut().for_each(|devices| devices.sort_by_key(|found| found.device));
+                if let Some(devices) = &mut devices {
+                    devices.sort_by_key(|found| found.device);
+                }
                 return devices.ok_or_else(|| {
                     let text = "device-mapper's list of its devices makes no sense";
                     io::Error::new(io::ErrorKind::InvalidData, text)

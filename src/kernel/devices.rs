@@ -44,7 +44,7 @@ pub(super) fn parse_names(mut bytes: &[u8]) -> Option<Vec<Named>> {
         found.push(Named { device: decode(u32::try_from(dev).ok()?), name });
         match next {
             0 => return Some(found),
-            ..=NAME_AT => return None, // within itself: it would be read forever
+            1..=NAME_AT => return None, // within itself: it would be read forever
             _ => bytes = bytes.get(next..)?,
         }
     }
