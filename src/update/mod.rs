@@ -22,9 +22,9 @@
 //! before they are deleted. A descriptor names no id below its holder's, so of several that are to
 //! go the lowest goes first.
 //!
-//! All messages of an update are sent in a [turn](Turn) at the device, beside other updates. Whoever
-//! deletes what seems to be an orphan ([`delete_orphans`]) has to be alone: between the last listing
-//! and the commit an update relies on regions that nothing but their mark protects.
+//! All messages of an update are sent in a [turn](Turn) at the device, beside other updates. Who
+//! deletes what seems to be an orphan ([`delete_orphans`]) has to be alone: between the last
+//! listing and the commit an update relies on regions that nothing but their mark protects.
 //!
 //! # The leader
 //!
@@ -231,7 +231,8 @@ fn found(
 ///
 /// [`Error::Gone`] if no descriptor bears the mark any more, [`Error::TakenOver`] if it bears the
 /// claim of another process; no region but those just created is touched in either case.
-/// [`Error::NoTurn`] while somebody deletes orphans; nothing is sent then. If a create fails, what this update had created is deleted again and the group is as it was.
+/// [`Error::NoTurn`] while somebody deletes orphans; nothing is sent then. If a create fails, what
+/// this update had created is deleted again and the group is as it was.
 pub fn update(dm: impl Dm, device: Device, group: Group, want: &Extents) -> Result<Updated, Error> {
     let Group { id, mark, claim } = group;
     let aim = Aim { mark, claim, hint: Some(id), template: None };
