@@ -31,6 +31,15 @@ pub struct Reply {
     pub text: Vec<u8>,
 }
 
+/// Who else may change the groups of a device during a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Others whose turn is shared: each changes a group of its own.
+    Shared,
+    /// Nobody.
+    Alone,
+}
+
 /// Something that carries statistics messages to device-mapper devices.
 pub trait Dm {
     /// Sends one message and waits for the answer.
@@ -44,10 +53,33 @@ pub trait Dm {
     /// does not understand (each costs a line in the kernel log), `ENOMEM` and `EOVERFLOW` no room
     /// for a region, `EACCES` no `CAP_SYS_ADMIN` in the initial user namespace.
     fn message(&mut self, device: Device, text: &[u8]) -> io::Result<Reply>;
+
+    /// Begins a turn at the device, which lasts until [`Dm::end_turn`] or the end of the process.
+    /// One at a time. It keeps out nobody but those who ask for turns.
+    ///
+    /// A table that nobody else uses needs no turns: there each is granted, which is the default.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::WouldBlock`]: somebody else has a turn, and one of the two is to be alone.
+    fn begin_turn(&mut self, _device: Device, _turn: Turn) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Ends the turn at the device.
+    fn end_turn(&mut self, _device: Device) {}
 }
 
 impl<D: Dm + ?Sized> Dm for &mut D {
     fn message(&mut self, device: Device, text: &[u8]) -> io::Result<Reply> {
         (**self).message(device, text)
+    }
+
+    fn begin_turn(&mut self, device: Device, turn: Turn) -> io::Result<()> {
+        (**self).begin_turn(device, turn)
+    }
+
+    fn end_turn(&mut self, device: Device) {
+        (**self).end_turn(device);
     }
 }

@@ -62,6 +62,7 @@
 //! | setting | what may be set for the whole service; the last source that says it counts |
 //! | rule | a `[[file]]` of the configuration: a pattern, and settings of its own |
 //! | terms | the settings that hold for one file |
+//! | turn | a lock on a device: shared for an update, alone for who deletes orphans |
 //! | clockwork | what a region counts besides the thirteen counters: precise times, a histogram |
 //! | anchor | the one region of a group whose file has no extent; lies beyond every device |
 //! | stamp | what `stat` says, as far as a change may show in it |

@@ -26,6 +26,8 @@ use std::sync::{LazyLock, Mutex, MutexGuard};
 use std::thread;
 use std::time::Duration;
 
+use dmfilemapd::dm::{Dm as _, Turn};
+use dmfilemapd::kernel::Control;
 use dmfilemapd::kernel::process::hand_down;
 
 use daemon::{
@@ -603,6 +605,86 @@ impl Victim {
         daemon::signal(self.0.pid(), nix::sys::signal::Signal::SIGKILL);
         assert_eq!(self.0.wait_for_end().signal(), Some(9), "{}", self.0.said());
     }
+}
+
+// Nobody follows it any more.
+
+/// Killed amid a first update, so that there are regions and no group; `gc` deletes them, and finds
+/// nothing after that. A group that is being followed stays as it is.
+#[test]
+fn what_is_killed_and_never_comes_back_goes_by_gc() {
+    if !vm::inside("what_is_killed_and_never_comes_back_goes_by_gc") {
+        return;
+    }
+    let disk = Disk::format(0, "ext4", "");
+    let (lost, kept) = (disk.path("lost"), disk.path("kept"));
+    let mut table = Table::of(&disk);
+    table.create("0+8", "other", THEIRS);
+    write_pieces(&lost, 3);
+    write_pieces(&kept, 3);
+    let _daemon = Daemon::run(&[kept.as_ref()]);
+    let follows = |listing: &str| groups_of(listing, "kept").len() == 1;
+    let calm = wait_until("there is a group", || {
+        let listing = table.listing();
+        if follows(&listing) { Ok(listing) } else { Err(listing) }
+    });
+
+    let inject = "inject=ioctl:signal=SIGKILL:when=5"; // version, two listings, two creates
+    let tool = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=ioctl", "-P"];
+    let tool = [&tool[..], &["/dev/mapper/control", "-e", inject]].concat();
+    let output = under(&tool, &update(&lost, None)).output().unwrap();
+    assert_eq!(output.status.signal(), Some(9), "{output:?}");
+    let cut = table.listing();
+    assert_ne!(cut, calm, "something is left");
+
+    let gc = |words: &[&str]| succeed(command(program()).arg("gc").args(words));
+    let orphans = cut.lines().count() - calm.lines().count();
+    let said = gc(&["--dry-run"]);
+    assert_eq!(said.matches(", of dmstats, marked fm=").count(), orphans, "{said}");
+    assert_eq!(said.matches(" @stats_delete ").count(), orphans, "{said}");
+    assert_eq!(table.listing(), cut, "a dry run changes nothing");
+
+    let mut other = Control::open().unwrap();
+    other.begin_turn(vm::device(&disk.node), Turn::Shared).unwrap();
+    let busy = outcome(command(program()).args(["gc", "--wait", "10ms"]));
+    assert!(busy.status == Some(1) && busy.stderr.contains("another dmfilemapd"), "{busy:?}");
+    assert_eq!(table.listing(), cut, "an update is under way");
+    drop(other);
+
+    let said = gc(&["--wait", "10ms", "disk0"]);
+    assert!(said.contains(&format!(": {orphans} orphan")), "{said}");
+    assert_eq!(table.listing(), calm);
+    succeed(&mut dmstats("list --allprograms"));
+    assert!(gc(&["--wait", "10ms", text(&disk.node)]).contains("nothing to delete"));
+}
+
+/// Who updates a group has a turn at the device, which ends with the process and not before.
+#[test]
+fn turns_are_kept_by_the_kernel() {
+    if !vm::inside("turns_are_kept_by_the_kernel") {
+        return;
+    }
+    let [first, second] = [0, 1].map(|ramdisk| vm::linear(&format!("d{ramdisk}"), ramdisk));
+    let (first, second) = (vm::device(&first), vm::device(&second));
+    let [mut a, mut b] = [(), ()].map(|()| Control::open().unwrap());
+    let named = a.devices().unwrap();
+    let expected = [(first, &b"d0"[..]), (second, b"d1")];
+    assert_eq!(named.iter().map(|n| (n.device, &n.name[..])).collect::<Vec<_>>(), expected);
+
+    a.begin_turn(first, Turn::Shared).unwrap();
+    b.begin_turn(first, Turn::Shared).unwrap();
+    b.end_turn(first);
+    let busy = |control: &mut Control, device, turn| {
+        let outcome = control.begin_turn(device, turn);
+        outcome.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+    };
+    assert!(busy(&mut b, first, Turn::Alone));
+    b.begin_turn(second, Turn::Alone).unwrap();
+    assert!(busy(&mut a, second, Turn::Shared) && busy(&mut a, second, Turn::Alone));
+    drop(a);
+    b.begin_turn(first, Turn::Alone).unwrap();
+    b.end_turn(first);
+    Control::open().unwrap().begin_turn(first, Turn::Alone).unwrap();
 }
 
 /// Numbers that look random: xorshift, by George Marsaglia.

@@ -8,12 +8,28 @@ use parking_lot::Mutex;
 use crate::dm::{Device, Dm, Reply};
 use crate::entry::describe;
 use crate::kernel::memory::Memory;
+use crate::message::{Message, parse_list};
 
 /// Prints every message that would change something, with the device it is for. Clones share
 /// the table.
 #[derive(Clone, Debug, Default)]
 pub struct DryRun {
     memory: Arc<Mutex<Memory>>,
+}
+
+impl DryRun {
+    /// Gives the table the regions that a device has.
+    pub fn copy(&mut self, dm: &mut impl Dm, device: Device) -> Result<(), String> {
+        let list = Message::List { program_id: None };
+        let reply = dm.message(device, &list.encode()).map_err(|error| error.to_string())?;
+        let mut memory = self.memory.lock();
+        memory.set_bytes_max(u64::MAX); // the kernel has had room for them
+        memory.add_device(device, 0, reply.name, reply.uuid);
+        for row in parse_list(&reply.text).map_err(|error| error.to_string())? {
+            memory.insert(device, &row).map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
 }
 
 impl Dm for DryRun {

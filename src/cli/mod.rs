@@ -4,6 +4,7 @@ mod check;
 mod dry_run;
 mod explain;
 mod files;
+mod gc;
 mod legacy;
 mod overrides;
 mod run;
@@ -106,6 +107,8 @@ enum Command {
     Explain(explain::Arguments),
     /// Check the configuration, and show what it says and which files it matches now
     Check(check::Arguments),
+    /// Delete the regions that cut updates have left, and nothing else
+    Gc(gc::Arguments),
 }
 
 /// One line of the log: who speaks, and how bad it is where it is.
@@ -137,6 +140,7 @@ pub fn main(args: &[OsString]) -> ExitCode {
         Command::Update(arguments) => update::main(&arguments),
         Command::Explain(arguments) => explain::main(&arguments),
         Command::Check(arguments) => check::main(&arguments),
+        Command::Gc(arguments) => gc::main(&arguments),
     };
     match outcome {
         Ok(exit) => exit.into(),

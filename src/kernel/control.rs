@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 use std::{fmt, fs, io, thread};
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
-use crate::dm::{Device, Dm, Reply};
+use crate::dm::{Device, Dm, Reply, Turn};
+use crate::kernel::devices::{Named, parse_names};
 
 const NODE: &str = "/dev/mapper/control";
 
@@ -83,11 +85,12 @@ mod ioctl {
     use super::Header;
 
     nix::ioctl_readwrite!(dm_version, 0xfd, 0, Header);
+    nix::ioctl_readwrite!(dm_list_devices, 0xfd, 2, Header);
     nix::ioctl_readwrite!(dm_dev_status, 0xfd, 7, Header);
     nix::ioctl_readwrite!(dm_target_msg, 0xfd, 14, Header);
 }
 
-/// One of the three above.
+/// One of the four above.
 type Command = unsafe fn(RawFd, *mut Header) -> nix::Result<libc::c_int>;
 
 impl Header {
@@ -289,6 +292,49 @@ impl Control {
         Ok(header.flags & SUSPENDED != 0)
     }
 
+    /// All devices of device-mapper, by number.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's errno; [`io::ErrorKind::InvalidData`] if its answer makes no sense.
+    pub fn devices(&self) -> io::Result<Vec<Named>> {
+        let mut offer = FIRST_LIST;
+        loop {
+            let size = u32::try_from(offer).ok().filter(|size| *size <= OFFER_MAX);
+            let request = Header::new(0, size.ok_or(Errno::EFBIG)?);
+            let mut buffer = vec![0; offer / WORD];
+            let header = call(&self.file, ioctl::dm_list_devices, &request, &mut buffer)?;
+            if header.flags & BUFFER_FULL == 0 {
+                let answer = bytes_of(&buffer);
+                let (start, end) = (header.data_start as usize, header.data_size as usize);
+                let mut devices = answer.get(start..end).and_then(parse_names);
+                if let Some(devices) = &mut devices {
+                    devices.sort_by_key(|found| found.device);
+                }
+                return devices.ok_or_else(|| {
+                    let text = "device-mapper's list of its devices makes no sense";
+                    io::Error::new(io::ErrorKind::InvalidData, text)
+                });
+            }
+            offer *= 2;
+        }
+    }
+
+    /// Locks the byte of the control node whose offset is the device's number, or unlocks it. The
+    /// lock belongs to this open node: it goes with the process, and a child inherits it.
+    fn lock(&self, device: Device, kind: libc::c_int) -> io::Result<()> {
+        let at = encode(device).and_then(|dev| libc::off_t::try_from(dev).ok());
+        let lock = libc::flock {
+            l_type: short(kind),
+            l_whence: short(libc::SEEK_SET),
+            l_start: at.ok_or(Errno::ENXIO)?,
+            l_len: 1,
+            l_pid: 0,
+        };
+        fcntl(&self.file, FcntlArg::F_OFD_SETLK(&lock))?;
+        Ok(())
+    }
+
     /// Waits until the device has had its share of the time since the last create.
     fn pause(&mut self, pace: Pace) {
         let pause = pace.pause(Instant::now());
@@ -335,10 +381,7 @@ impl Control {
         }
         let (start, end) = (header.data_start as usize, header.data_size as usize);
         let words = self.buffer.get(start / WORD..end.div_ceil(WORD))?;
-        let mut text = vec![0; size_of_val(words)];
-        for (bytes, word) in text.chunks_exact_mut(WORD).zip(words) {
-            bytes.copy_from_slice(&word.to_ne_bytes());
-        }
+        let mut text = bytes_of(words);
         text.truncate(end.checked_sub(start)?);
         let terminated = start % WORD == 0 && text.pop() == Some(0);
         terminated.then_some(text)
@@ -382,12 +425,35 @@ impl Dm for Control {
         self.buffer.shrink_to(KEEP_MAX / WORD);
         Ok(Reply { name: c_string(&header.name), uuid: c_string(&header.uuid), text })
     }
+
+    /// A lock that nobody else takes: neither the kernel nor LVM2 locks the control node.
+    fn begin_turn(&mut self, device: Device, turn: Turn) -> io::Result<()> {
+        let kind = match turn {
+            Turn::Shared => libc::F_RDLCK,
+            Turn::Alone => libc::F_WRLCK,
+        };
+        self.lock(device, kind)
+    }
+
+    fn end_turn(&mut self, device: Device) {
+        // An unlock that could fail, for lack of memory, would split a lock; this one does not.
+        self.lock(device, libc::F_UNLCK).ok();
+    }
 }
 
 impl fmt::Debug for Control {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Control").field("file", &self.file).finish_non_exhaustive()
     }
+}
+
+fn bytes_of(words: &[u64]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+}
+
+/// The constants of locks are of another type than the fields they are for.
+fn short(constant: libc::c_int) -> libc::c_short {
+    libc::c_short::try_from(constant).expect("these constants are small")
 }
 
 /// Writes `text` and a NUL over the first words; there must be room for both.

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 pub mod control;
+pub mod devices;
 pub mod fiemap;
 pub mod inode;
 pub mod memory;

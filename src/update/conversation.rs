@@ -4,15 +4,20 @@ use std::io;
 
 use super::Error;
 use super::ours::Model;
-use crate::dm::{Device, Dm};
+use crate::dm::{Device, Dm, Turn};
 use crate::extent::Extent;
 use crate::message::{Message, RegionId, parse_created};
 
 /// The messages of one update. All of them must reach the device that answered the first: a number
 /// is given to a new device as soon as it is free.
-pub(super) struct Conversation<D> {
+///
+/// Who changes anything has a turn at the device, as long as the conversation lasts. Otherwise what
+/// the update has created and not yet named could be taken for an orphan, and deleted, between its
+/// last listing and its commit.
+pub(super) struct Conversation<D: Dm> {
     dm: D,
     device: Device,
+    has_turn: bool,
     answered: Option<(Vec<u8>, Vec<u8>)>,
     replaced: bool,
     /// Regions created and deleted so far.
@@ -21,8 +26,18 @@ pub(super) struct Conversation<D> {
 }
 
 impl<D: Dm> Conversation<D> {
+    /// One that changes nothing.
     pub(super) fn new(dm: D, device: Device) -> Conversation<D> {
-        Conversation { dm, device, answered: None, replaced: false, created: 0, deleted: 0 }
+        let (answered, replaced, has_turn) = (None, false, false);
+        Conversation { dm, device, has_turn, answered, replaced, created: 0, deleted: 0 }
+    }
+
+    /// One that changes what `turn` allows it to.
+    pub(super) fn in_turn(mut dm: D, device: Device, turn: Turn) -> Result<Self, Error> {
+        dm.begin_turn(device, turn).map_err(Error::NoTurn)?;
+        let mut conversation = Conversation::new(dm, device);
+        conversation.has_turn = true;
+        Ok(conversation)
     }
 
     fn send(&mut self, message: &Message<'_>) -> Result<Vec<u8>, Error> {
@@ -73,6 +88,14 @@ impl<D: Dm> Conversation<D> {
                 self.deleted += 1;
                 Ok(())
             }
+        }
+    }
+}
+
+impl<D: Dm> Drop for Conversation<D> {
+    fn drop(&mut self) {
+        if self.has_turn {
+            self.dm.end_turn(self.device);
         }
     }
 }

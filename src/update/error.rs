@@ -22,6 +22,9 @@ pub enum Error {
     Scattered(usize, usize),
     /// A program_id or an alias that no client could read from a listing; the word.
     Unlistable(Vec<u8>),
+    /// Another process is at work on the device, and one of the two has to be alone: see
+    /// [`Error::is_busy`]. Or turns cannot be had at all.
+    NoTurn(io::Error),
     /// The kernel said what the protocol does not know.
     Unreadable(Unreadable),
     /// The kernel refused a message.
@@ -46,6 +49,12 @@ impl Error {
     pub fn is_no_region(&self) -> bool {
         let Error::Message { source, .. } = self else { return false };
         source.kind() == io::ErrorKind::NotFound
+    }
+
+    /// Whether another process has a turn at the device: the same may succeed later.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        matches!(self, Error::NoTurn(source) if source.kind() == io::ErrorKind::WouldBlock)
     }
 
     /// Whether the kernel does not understand the message: `EINVAL`, of which it logs each, or
@@ -74,6 +83,12 @@ impl fmt::Display for Error {
             ),
             Error::Unlistable(word) => {
                 write!(f, "\"{}\" would make the group unreadable", word.escape_ascii())
+            }
+            Error::NoTurn(_) if self.is_busy() => {
+                f.write_str("another dmfilemapd is changing groups of this device; try again")
+            }
+            Error::NoTurn(source) => {
+                write!(f, "the control node of device-mapper cannot be locked: {source}")
             }
             Error::Unreadable(reply) => reply.fmt(f),
             Error::Message { text, source } => write!(f, "{}: {source}", text.escape_ascii()),

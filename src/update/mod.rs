@@ -22,6 +22,10 @@
 //! before they are deleted. A descriptor names no id below its holder's, so of several that are to
 //! go the lowest goes first.
 //!
+//! All messages of an update are sent in a [turn](Turn) at the device, beside other updates. Who
+//! deletes what seems to be an orphan ([`delete_orphans`]) has to be alone: between the last
+//! listing and the commit an update relies on regions that nothing but their mark protects.
+//!
 //! # The leader
 //!
 //! LVM2 accepts a descriptor only in the lowest member, whose id is the group's. When the leader's
@@ -37,11 +41,12 @@
 
 mod conversation;
 mod error;
+mod orphans;
 mod ours;
 
 use std::collections::BTreeSet;
 
-use crate::dm::{Device, Dm};
+use crate::dm::{Device, Dm, Turn};
 use crate::extent::{Extent, Extents, Fingerprint};
 use crate::fit::fit;
 use crate::group::{Descriptor, Mark, is_safe_alias};
@@ -50,6 +55,7 @@ use crate::plan::Delta;
 
 use conversation::Conversation;
 pub use error::Error;
+pub use orphans::{Orphan, delete_orphans, orphans};
 use ours::{Model, Ours, row};
 
 /// Where the one region of a group lies whose file has no extent: one sector at 2^54, beyond the
@@ -100,7 +106,7 @@ pub struct Updated {
 ///
 /// # Errors
 ///
-/// [`Error::NoSuchGroup`] if the region does not exist or leads no group.
+/// [`Error::NoSuchGroup`] if the region does not exist or leads no group; [`Error::NoTurn`].
 pub fn adopt(
     dm: impl Dm,
     device: Device,
@@ -108,7 +114,7 @@ pub fn adopt(
     mark: Mark,
     claim: u32,
 ) -> Result<Group, Error> {
-    let mut kernel = Conversation::new(dm, device);
+    let mut kernel = Conversation::in_turn(dm, device, Turn::Shared)?;
     let listing = kernel.list()?;
     let rows = parse_list(&listing)?;
     let leader = row(&rows, id).ok_or(Error::NoSuchGroup(id))?;
@@ -163,13 +169,14 @@ pub fn establish(
     want: &Extents,
 ) -> Result<Option<Updated>, Error> {
     check_words(template)?;
-    let mut kernel = Conversation::new(&mut dm, device);
+    let mut kernel = Conversation::in_turn(&mut dm, device, Turn::Shared)?;
     let listing = kernel.list()?;
     let rows = parse_list(&listing)?;
     let mut left = rows.iter().filter_map(|region| Mark::of_member(region.aux));
     let mark = left.rfind(|left| left.key == mark.key).unwrap_or(mark);
     if let Some((id, descriptor)) = found(&rows, template, mark.key, want) {
         let group = take_over(&mut kernel, id, descriptor, mark, claim)?;
+        drop(kernel); // its turn
         return update(dm, device, group, want).map(Some);
     }
     if want.is_empty() {
@@ -223,12 +230,13 @@ fn found(
 /// # Errors
 ///
 /// [`Error::Gone`] if no descriptor bears the mark any more, [`Error::TakenOver`] if it bears the
-/// claim of another process; no region but those just created is touched in either case. If a
-/// create fails, what this update had created is deleted again and the group is as it was.
+/// claim of another process; no region but those just created is touched in either case.
+/// [`Error::NoTurn`] while somebody deletes orphans; nothing is sent then. If a create fails, what
+/// this update had created is deleted again and the group is as it was.
 pub fn update(dm: impl Dm, device: Device, group: Group, want: &Extents) -> Result<Updated, Error> {
     let Group { id, mark, claim } = group;
     let aim = Aim { mark, claim, hint: Some(id), template: None };
-    carry_out(&mut Conversation::new(dm, device), &aim, None, want)
+    carry_out(&mut Conversation::in_turn(dm, device, Turn::Shared)?, &aim, None, want)
 }
 
 /// How a group stands between two updates.
@@ -268,7 +276,7 @@ pub fn look(dm: impl Dm, device: Device, groups: &[Group]) -> Result<Vec<Standin
 /// [`Error::TakenOver`] if another process follows it now, and nothing is touched; those of the
 /// messages, and what is left bears the mark, so that another try finds it.
 pub fn remove(dm: impl Dm, device: Device, group: Group) -> Result<usize, Error> {
-    let mut kernel = Conversation::new(dm, device);
+    let mut kernel = Conversation::in_turn(dm, device, Turn::Shared)?;
     let listing = kernel.list()?;
     let rows = parse_list(&listing)?;
     let ours = Ours::among(&rows, group.mark, Some(group.id));
