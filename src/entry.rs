@@ -14,12 +14,13 @@ use crate::group::Mark;
 use crate::mode::Mode;
 use crate::place::Place;
 use crate::run::Entry;
-use crate::sample::{ByPath, Identity, Reach};
+use crate::sample::{Identity, Reach};
 use crate::update::{Group, Template};
 
-/// An entry for a file that is open now; `path` is absolute.
+/// An entry for a file, which is opened when it is looked at unless it is open now; `path` is
+/// absolute.
 pub fn entry(
-    file: File,
+    open: Option<File>,
     path: &Path,
     mode: Mode,
     place: &Place,
@@ -29,14 +30,11 @@ pub fn entry(
 ) -> Entry {
     let path: Arc<Path> = path.into();
     let mark = mark(&path, mode, place);
-    let reach = match mode {
-        Mode::Inode => Reach::Inode(file),
-        Mode::Path => Reach::Path(ByPath { path: path.clone(), open: Some(file), only: None }),
-    };
     let identity = Identity { inode: place.inode, generation: place.generation };
+    let reach = Reach { mode, path: path.clone(), identity, open };
     let restless = place.filesystem.is_restless();
     let spec = Spec { mode, device: place.device, group, restless, pace };
-    Entry { path, identity, reach, spec, template, mark }
+    Entry { reach, spec, template, mark }
 }
 
 /// A mark for the file: the same key in every run that follows it in the same mode, and a nonce of

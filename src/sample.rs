@@ -12,29 +12,26 @@ use crate::dm::Device;
 use crate::extent::{Extent, Extents};
 use crate::kernel::fiemap::{self, Mapped, Pages};
 use crate::kernel::inode;
+use crate::mode::Mode;
 use crate::place::is_realtime;
 use crate::sight::{Map, Sight, Stamp};
 
 /// How a file is reached.
+///
+/// By its inode: through the descriptor, while there is one; and by the path as long as that leads
+/// to the same inode, for want of a descriptor. By its path: what is there, whatever it is.
 #[derive(Debug)]
-pub enum Reach {
-    /// Always through this descriptor.
-    Inode(File),
-    /// By its path.
-    Path(ByPath),
-}
-
-/// A file that is looked up anew each time.
-#[derive(Debug)]
-pub struct ByPath {
-    /// Where.
+pub struct Reach {
+    /// What it is followed by.
+    pub mode: Mode,
+    /// Where it was found.
     pub path: Arc<Path>,
-    /// Used while it is still the file at the path: it spares an open and a close per look, and on
-    /// xfs before 6.12 each close, even of a reader, takes from a concurrent writer the room it has
-    /// reserved.
+    /// Which inode was found there.
+    pub identity: Identity,
+    /// It, as it was opened. In path mode it is used while it is still the file at the path: it
+    /// spares an open and a close per look, and on xfs before 6.12 each close, even of a reader,
+    /// takes from a concurrent writer the room it has reserved.
     pub open: Option<File>,
-    /// The only inode it may be: followed by inode, but without a descriptor to hold it.
-    pub only: Option<Box<Identity>>,
 }
 
 /// What tells an inode from all others that its filesystem had or will have.
@@ -55,71 +52,68 @@ const TRIES: usize = 3;
 
 /// Compares the file's stamp with that of its last map. Opens nothing, and waits for nobody.
 pub fn compare(reach: &Reach, last: Option<Stamp>) -> Sight {
-    let metadata = match reach {
-        Reach::Inode(file) => match file.metadata() {
-            Ok(metadata) if is_unused(file, &metadata) => return Sight::Unused,
-            Ok(metadata) => metadata,
-            Err(error) => return Sight::Failed(format!("stat: {error}")),
-        },
-        Reach::Path(by) => match stat(by) {
-            Ok(metadata) => metadata,
-            Err(sight) => return sight,
-        },
-    };
-    if last == Some(stamp(&metadata)) { Sight::Same } else { Sight::Changed }
+    match stat(reach) {
+        Ok(metadata) if last == Some(stamp(&metadata)) => Sight::Same,
+        Ok(_) => Sight::Changed,
+        Err(sight) => sight,
+    }
 }
 
-/// Looks at a file: the stamp first, then the map. A file that was opened by its path stays open if
+/// Looks at a file: the stamp first, then the map. A file that is opened for it stays open if
 /// `keep` says so.
 pub fn look(reach: &mut Reach, keep: bool, pages: &mut Pages) -> Sight {
-    match reach {
-        Reach::Inode(file) => look_at_inode(file, pages),
-        Reach::Path(by) => {
-            let sight = look_at_path(by, pages);
-            if !keep || !matches!(sight, Sight::Mapped(..)) {
-                by.open = None;
-            }
-            sight
-        }
+    if let Some(file) = reach.held_inode() {
+        return match stat(reach) {
+            Ok(metadata) => look_at_open(file, &metadata, pages),
+            Err(sight) => sight,
+        };
+    }
+    let sight = look_at_path(reach, pages);
+    if !keep || !matches!(sight, Sight::Mapped(..)) {
+        reach.open = None;
+    }
+    sight
+}
+
+impl Reach {
+    /// The descriptor that stands for the file, whatever is at its path.
+    fn held_inode(&self) -> Option<&File> {
+        self.open.as_ref().filter(|_| self.mode == Mode::Inode)
     }
 }
 
-fn look_at_inode(file: &File, pages: &mut Pages) -> Sight {
-    match file.metadata() {
-        Ok(metadata) if is_unused(file, &metadata) => Sight::Unused,
-        Ok(metadata) => look_at_open(file, &metadata, pages),
-        Err(error) => Sight::Failed(format!("stat: {error}")),
-    }
-}
-
-fn look_at_path(by: &mut ByPath, pages: &mut Pages) -> Sight {
+fn look_at_path(reach: &mut Reach, pages: &mut Pages) -> Sight {
     for _ in 0..TRIES {
-        let metadata = match stat(by) {
+        let metadata = match stat(reach) {
             Ok(metadata) => metadata,
             Err(sight) => return sight,
         };
-        match held(by, &metadata) {
+        match held(reach, &metadata) {
             // What took the place need not be what was checked at the start.
             Ok(Some(file)) if is_realtime(file) => {
                 return absent("there is a realtime file of xfs at the path", &metadata);
             }
             Ok(Some(file)) => return look_at_open(file, &metadata, pages),
             Ok(None) => {} // it was replaced in between: look again
-            Err(error) => return absent_or_failed(&by.path, &error),
+            Err(error) => return absent_or_failed(&reach.path, &error),
         }
     }
     Sight::Failed("the file is replaced faster than it can be opened".to_owned())
 }
 
-/// What is at the path, if it can be followed.
-fn stat(by: &ByPath) -> Result<Metadata, Sight> {
+/// What the file is like now, if it is there and can be followed.
+fn stat(reach: &Reach) -> Result<Metadata, Sight> {
+    if let Some(file) = reach.held_inode() {
+        let metadata = file.metadata().map_err(|error| Sight::Failed(format!("stat: {error}")))?;
+        return if is_unused(file, &metadata) { Err(Sight::Unused) } else { Ok(metadata) };
+    }
     let metadata =
-        std::fs::metadata(&by.path).map_err(|error| absent_or_failed(&by.path, &error))?;
+        std::fs::metadata(&reach.path).map_err(|error| absent_or_failed(&reach.path, &error))?;
     if !metadata.is_file() {
         let found = format!("there is {} at the path", kind(&metadata));
         return Err(absent(&found, &metadata));
     }
-    if by.only.as_ref().is_some_and(|only| only.inode != metadata.ino()) {
+    if reach.mode == Mode::Inode && reach.identity.inode != metadata.ino() {
         return Err(absent("there is another file at the path", &metadata));
     }
     Ok(metadata)
@@ -141,24 +135,22 @@ fn absent_or_failed(path: &Path, error: &io::Error) -> Sight {
 }
 
 /// The open file that `metadata` describes; `None` if another one is at the path by now.
-fn held<'a>(by: &'a mut ByPath, metadata: &Metadata) -> io::Result<Option<&'a File>> {
+fn held<'a>(reach: &'a mut Reach, metadata: &Metadata) -> io::Result<Option<&'a File>> {
     let same = |file: &File| {
         file.metadata()
             .is_ok_and(|held| (held.dev(), held.ino()) == (metadata.dev(), metadata.ino()))
     };
-    if by.open.as_ref().is_none_or(|file| !same(file)) {
-        let opened = open_regular(&by.path);
-        by.open = None; // only now, so that the number of the inode it holds cannot be given anew
+    if reach.open.as_ref().is_none_or(|file| !same(file)) {
+        let opened = open_regular(&reach.path);
+        reach.open = None; // only now, so that the inode's number cannot be given anew
         let opened = opened?;
-        let generation = by.only.as_ref().map(|only| only.generation);
-        if !same(&opened)
-            || generation.is_some_and(|only| inode::generation(&opened).unwrap_or(0) != only)
-        {
+        let later = || inode::generation(&opened).unwrap_or(0) != reach.identity.generation;
+        if !same(&opened) || reach.mode == Mode::Inode && later() {
             return Ok(None);
         }
-        by.open = Some(opened);
+        reach.open = Some(opened);
     }
-    Ok(by.open.as_ref())
+    Ok(reach.open.as_ref())
 }
 
 /// Opens a regular file for looking at it, without waiting for anything and without side effects.
@@ -365,8 +357,14 @@ mod tests {
         check(mapped(301_864, 6, fiemap::DATA_INLINE | fiemap::NOT_ALIGNED), &[], true, false);
     }
 
-    fn by_path(path: &Path) -> ByPath {
-        ByPath { path: path.into(), open: None, only: None }
+    fn by_path(path: &Path) -> Reach {
+        let identity = Identity { inode: 0, generation: 0 };
+        Reach { mode: Mode::Path, path: path.into(), identity, open: None }
+    }
+
+    fn identity(file: &File) -> Identity {
+        let generation = inode::generation(file).unwrap_or(0);
+        Identity { inode: file.metadata().unwrap().ino(), generation }
     }
 
     #[test]
@@ -376,7 +374,7 @@ mod tests {
         let beside = Some(device(&std::fs::metadata(folder.path()).unwrap()));
         let check = |path: &Path, why: &str| {
             let expected = Sight::Absent { found: why.to_owned(), beside };
-            let mut reach = Reach::Path(by_path(path));
+            let mut reach = by_path(path);
             assert_eq!(compare(&reach, None), expected);
             assert_eq!(look(&mut reach, true, &mut Pages::default()), expected);
         };
@@ -393,16 +391,16 @@ mod tests {
         let (path, next) = (folder.path().join("x"), folder.path().join("next"));
         std::fs::write(&path, "old").unwrap();
         std::fs::write(&next, "new").unwrap();
-        let mut by = by_path(&path);
+        let mut reach = by_path(&path);
         let metadata = || std::fs::metadata(&path).unwrap();
-        let first = std::ptr::from_ref(held(&mut by, &metadata()).unwrap().unwrap());
-        let again = std::ptr::from_ref(held(&mut by, &metadata()).unwrap().unwrap());
+        let first = std::ptr::from_ref(held(&mut reach, &metadata()).unwrap().unwrap());
+        let again = std::ptr::from_ref(held(&mut reach, &metadata()).unwrap().unwrap());
         assert_eq!(first, again, "kept open");
         let before = metadata();
         std::fs::rename(&next, &path).unwrap();
-        by.open = None;
-        assert!(held(&mut by, &before).unwrap().is_none(), "no longer the one of the stat");
-        assert!(held(&mut by, &metadata()).unwrap().is_some());
+        reach.open = None;
+        assert!(held(&mut reach, &before).unwrap().is_none(), "no longer the one of the stat");
+        assert!(held(&mut reach, &metadata()).unwrap().is_some());
     }
 
     #[test]
@@ -411,20 +409,16 @@ mod tests {
         let (path, next) = (folder.path().join("x"), folder.path().join("next"));
         std::fs::write(&path, "old").unwrap();
         std::fs::write(&next, "new").unwrap();
-        let file = File::open(&path).unwrap();
-        let only = Identity {
-            inode: file.metadata().unwrap().ino(),
-            generation: inode::generation(&file).unwrap_or(0),
-        };
-        let mut by = ByPath { only: Some(Box::new(only)), ..by_path(&path) };
+        let right = identity(&File::open(&path).unwrap());
+        let mut reach = Reach { mode: Mode::Inode, identity: right, ..by_path(&path) };
         let metadata = std::fs::metadata(&path).unwrap();
-        assert!(held(&mut by, &metadata).unwrap().is_some());
-        by.open = None;
-        by.only = Some(Box::new(Identity { generation: only.generation ^ 1, ..only }));
-        assert!(held(&mut by, &metadata).unwrap().is_none(), "a later inode of the number");
-        by.only = Some(Box::new(only));
+        assert!(held(&mut reach, &metadata).unwrap().is_some());
+        reach.open = None;
+        reach.identity.generation ^= 1;
+        assert!(held(&mut reach, &metadata).unwrap().is_none(), "a later inode of the number");
+        reach.identity = right;
         std::fs::rename(&next, &path).unwrap();
-        let found = compare(&Reach::Path(by), None);
+        let found = compare(&reach, None);
         assert!(matches!(found, Sight::Absent { found, .. } if found.contains("another file")));
     }
 
@@ -434,11 +428,10 @@ mod tests {
         let path = folder.path().join("x");
         std::fs::write(&path, "data").unwrap();
         for keep in [true, false] {
-            let mut reach = Reach::Path(by_path(&path));
+            let mut reach = by_path(&path);
             let sight = look(&mut reach, keep, &mut Pages::default());
-            let Reach::Path(by) = reach else { unreachable!("it was made as one") };
             let mapped = matches!(sight, Sight::Mapped(..)); // not on every filesystem
-            assert_eq!(by.open.is_some(), keep && mapped);
+            assert_eq!(reach.open.is_some(), keep && mapped);
         }
     }
 
@@ -447,7 +440,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x");
         std::fs::write(&path, "data").unwrap();
-        let mut reach = Reach::Inode(File::open(&path).unwrap());
+        let file = File::open(&path).unwrap();
+        let mut reach = Reach {
+            mode: Mode::Inode,
+            path: path.as_path().into(),
+            identity: identity(&file),
+            open: Some(file),
+        };
         let other = File::open(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         assert_eq!(compare(&reach, None), Sight::Changed);

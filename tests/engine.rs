@@ -165,7 +165,7 @@ fn mapped(changed: i64, len: u64) -> Sight {
 
 fn updated(id: u32) -> Updated {
     let group = Group { id: RegionId(id), ..GROUP };
-    Updated { group, members: 1, created: 1, deleted: 0, descriptor_len: 80 }
+    Updated { group, members: 1, created: 1, deleted: 0, made: false, descriptor_len: 80 }
 }
 
 fn refusal(errno: i32) -> update::Error {

@@ -20,16 +20,16 @@ use crate::update;
 #[derive(Debug, Args)]
 pub struct Files {
     /// Files on device-mapper devices
-    #[arg(required = true, value_name = "FILE")]
+    #[arg(value_name = "FILE")]
     pub paths: Vec<PathBuf>,
 
     /// Take over this group, whoever made it
-    #[arg(long, value_name = "ID", conflicts_with = "dry_run")]
+    #[arg(long, value_name = "ID", conflicts_with = "dry_run", requires = "paths")]
     pub group: Option<u32>,
 
     /// Do the whole job on a table in memory, on any filesystem, and print the messages that the
     /// kernel would get
-    #[arg(long)]
+    #[arg(long, requires = "paths")]
     pub dry_run: bool,
 }
 
@@ -77,7 +77,7 @@ impl Files {
             let keys = [Mode::Inode, Mode::Path].map(|mode| mark(&path, mode, &place).key);
             let template = terms.template(alias);
             entries.push((
-                entry(file, &path, terms.mode, &place, group, template, terms.pace()),
+                entry(Some(file), &path, terms.mode, &place, group, template, terms.pace()),
                 keys,
             ));
         }

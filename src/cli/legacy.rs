@@ -102,14 +102,14 @@ fn prepare(legacy: Legacy) -> Result<Prepared, String> {
         precise: false,
         bounds: Vec::new(),
     };
-    let entry = entry(file, &legacy.path, legacy.mode, &place, Some(group), template, pace);
+    let entry = entry(Some(file), &legacy.path, legacy.mode, &place, Some(group), template, pace);
     Ok(Prepared { claim, entry, settings })
 }
 
 fn follow(prepared: Prepared, ready: impl FnOnce()) -> Result<(), String> {
     let Prepared { claim, entry, settings } = prepared;
     let open = || Control::open().map_err(io::Error::other);
-    let outcome = run(open, claim, vec![entry], settings, ready);
+    let outcome = run(open, claim, vec![entry], settings, false, ready);
     outcome.map(drop).map_err(|error| format!("cannot start: {error}"))
 }
 

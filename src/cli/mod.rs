@@ -99,7 +99,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Follow files in the foreground until a signal says stop; the groups stay
+    /// Follow the files of the configuration, or those named here, until a signal says stop; the
+    /// groups stay
     Run(run::Arguments),
     /// Bring the groups of files up to date once, and make those that do not exist
     Update(update::Arguments),
@@ -136,7 +137,7 @@ pub fn main(args: &[OsString]) -> ExitCode {
         }
     };
     let outcome = match arguments.command {
-        Command::Run(arguments) => run::main(&arguments),
+        Command::Run(arguments) => run::main(arguments),
         Command::Update(arguments) => update::main(&arguments),
         Command::Explain(arguments) => explain::main(&arguments),
         Command::Check(arguments) => check::main(&arguments),

@@ -1,4 +1,4 @@
-//! `dmfilemapd run`: follow files in the foreground.
+//! `dmfilemapd run`: follow files in the foreground, as a service if none is named.
 
 use std::io;
 
@@ -15,7 +15,7 @@ use crate::engine::Settings;
 use crate::entry::{random, settle};
 use crate::kernel::control::Control;
 use crate::kernel::process::end_at_broken_pipe;
-use crate::run::run;
+use crate::run;
 
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -34,23 +34,29 @@ pub struct Arguments {
     quiet: bool,
 }
 
-pub fn main(arguments: &Arguments) -> Result<Exit, Failure> {
+pub fn main(arguments: Arguments) -> Result<Exit, Failure> {
     let level = match (arguments.verbose, arguments.quiet) {
         (true, _) => LevelFilter::Debug,
         (_, true) => LevelFilter::Warn,
         _ => LevelFilter::Info,
     };
     env_logger::Builder::new().filter_level(level).format(super::log_line).init();
-    let Config { settings, .. } = arguments.overrides.read()?;
+    let config = arguments.overrides.read()?;
     if arguments.files.dry_run {
         end_at_broken_pipe();
         let dry = DryRun::default();
-        return follow(dry.clone(), move || Ok(dry.clone()), &arguments.files, &settings);
+        return follow(dry.clone(), move || Ok(dry.clone()), &arguments.files, &config.settings);
     }
     let open = || Control::open().map_err(io::Error::other);
-    follow(Control::open()?, open, &arguments.files, &settings)
+    let control = Control::open()?; // says best what is in the way
+    if arguments.files.paths.is_empty() {
+        drop(control);
+        return serve(open, config, arguments.overrides);
+    }
+    follow(control, open, &arguments.files, &config.settings)
 }
 
+/// With FILE: follows these, all of which must be fit for it, and ends with the last.
 fn follow<D: Dm + Send + 'static>(
     mut dm: D,
     open: impl Fn() -> io::Result<D> + 'static,
@@ -60,9 +66,26 @@ fn follow<D: Dm + Send + 'static>(
     let claim = random();
     let entries = files.entries(&mut dm, claim, &config.terms())?;
     let count = entries.len();
-    let settings =
-        Settings { full_look: config.full_look, settle: settle(), ..Settings::default() };
     let ready = || log::info!("following {count} file(s), every {:?}", config.interval);
-    run(open, claim, entries, settings, ready).map_err(Failure::new)?;
+    let settings = engine_settings(config);
+    run::run(open, claim, entries, settings, config.remove_on_exit, ready).map_err(Failure::new)?;
     Ok(Exit::Ok)
+}
+
+/// Without: follows what the configuration wants, whatever becomes of it.
+fn serve<D: Dm + Send + 'static>(
+    open: impl Fn() -> io::Result<D> + 'static,
+    config: Config,
+    overrides: Overrides,
+) -> Result<Exit, Failure> {
+    let settings = engine_settings(&config.settings);
+    let entries = config.rules.len();
+    let ready = || log::info!("following the files of {entries} entries of the configuration");
+    let read = Box::new(move || overrides.read());
+    run::serve(open, random(), config, read, settings, ready).map_err(Failure::new)?;
+    Ok(Exit::Ok)
+}
+
+fn engine_settings(config: &config::Settings) -> Settings {
+    Settings { full_look: config.full_look, settle: settle(), ..Settings::default() }
 }

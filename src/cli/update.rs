@@ -42,9 +42,9 @@ fn pass(mut dm: impl Dm, files: &Files, terms: &Terms) -> Result<Exit, Failure> 
     let mut exit = Exit::Ok;
     for (mut entry, keys) in files.keyed_entries(&mut dm, claim, terms)? {
         match update_one(&mut dm, claim, &keys, &mut entry) {
-            Ok(done) => println!("{}: {done}", entry.path.display()),
+            Ok(done) => println!("{}: {done}", entry.reach.path.display()),
             Err(error) => {
-                eprintln!("dmfilemapd: {}: {error}", entry.path.display());
+                eprintln!("dmfilemapd: {}: {error}", entry.reach.path.display());
                 exit = Exit::Failed;
             }
         }

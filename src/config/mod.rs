@@ -137,6 +137,16 @@ impl Settings {
 }
 
 impl Terms {
+    /// Whether a group that was made on these terms is as one made on the others.
+    #[must_use]
+    pub fn makes_groups_like(&self, other: &Terms) -> bool {
+        let Terms { interval: _, max_interval: _, mode, program_id, precise, bounds, alias } = self;
+        *mode == other.mode
+            && *program_id == other.program_id
+            && (*precise, bounds) == (other.precise, &other.bounds)
+            && *alias == other.alias
+    }
+
     /// How often a file is looked at.
     #[must_use]
     pub fn pace(&self) -> Pace {

@@ -225,6 +225,16 @@ impl Engine {
         self.files.get(file.index()).is_some_and(Option::is_some)
     }
 
+    /// Sets [`Settings::patient`].
+    pub fn set_patient(&mut self, patient: bool) {
+        self.settings.patient = patient;
+    }
+
+    /// Sets [`Settings::full_look`], for every look from the next one on.
+    pub fn set_full_look(&mut self, full_look: Duration) {
+        self.settings.full_look = full_look;
+    }
+
     /// Has the file looked at in another pace from its next look on.
     pub fn set_pace(&mut self, file: FileId, pace: Pace) {
         if let Some(followed) = self.followed(file) {

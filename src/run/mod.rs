@@ -7,33 +7,35 @@
 
 mod crew;
 mod jobs;
+mod scan;
+mod service;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 use std::{io, thread};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use log::{Level, log, warn};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::config::Config;
 use crate::dm::Dm;
 use crate::engine::{Action, Batch, End, Engine, Event, FileId, Report, Settings, Spec, Time};
 use crate::group::Mark;
 use crate::kernel::process::raise_descriptor_limit;
-use crate::sample::{ByPath, Identity, Reach};
+use crate::sample::Reach;
 use crate::update::Template;
 use crew::Crew;
 use jobs::{Order, Sample};
+use scan::{Errand, Finding};
+pub use service::Read;
+use service::{Claimed, Service};
 
 /// A file to follow, and what to do for it.
 #[derive(Debug)]
 pub struct Entry {
-    /// Where it was found; what it is called in messages.
-    pub path: Arc<Path>,
-    /// Which inode it is.
-    pub identity: Identity,
     /// How it is reached.
     pub reach: Reach,
     /// What the engine has to know.
@@ -53,16 +55,20 @@ pub enum Outcome {
     NothingLeft,
 }
 
+/// What threads put into main's inbox.
 enum Answer {
     Looked(Batch, Vec<Reach>),
     Event(Event),
+    Found(Finding),
+    Reload,
 }
 
 /// Follows the files until none is left or a signal says stop, and leaves the groups as they are.
 ///
 /// `open` gives each thread that talks to the device-mapper one of its own, of which all lead to
 /// the same regions. `claim` is what says that this process speaks for the groups. `ready` is
-/// called once everything that may fail has been done.
+/// called once everything that may fail has been done. With `remove_on_exit` the groups that were
+/// made meanwhile are deleted when a signal says stop.
 ///
 /// # Errors
 ///
@@ -72,12 +78,38 @@ pub fn run<D: Dm + Send + 'static>(
     claim: u32,
     entries: Vec<Entry>,
     settings: Settings,
+    remove_on_exit: bool,
     ready: impl FnOnce(),
 ) -> io::Result<Outcome> {
     let mut run = Run::start(open, claim, settings)?;
+    run.remove_on_exit = remove_on_exit;
+    run.wait_for_signals(&[SIGTERM, SIGINT])?;
     for entry in entries {
-        run.follow(entry);
+        run.follow(entry, None);
     }
+    ready();
+    Ok(run.serve())
+}
+
+/// Follows what the configuration wants until a signal says stop; SIGHUP has it read again.
+/// Otherwise as [`run`].
+///
+/// # Errors
+///
+/// No thread, no device-mapper, no signal handler could be had.
+pub fn serve<D: Dm + Send + 'static>(
+    open: impl Fn() -> io::Result<D> + 'static,
+    claim: u32,
+    config: Config,
+    read: Read,
+    settings: Settings,
+    ready: impl FnOnce(),
+) -> io::Result<Outcome> {
+    let settings = Settings { patient: true, full_look: config.settings.full_look, ..settings };
+    let mut run = Run::start(open, claim, settings)?;
+    run.wait_for_signals(&[SIGTERM, SIGINT, SIGHUP])?;
+    run.employ_scout(read)?;
+    run.service = Some(Service::new(config));
     ready();
     Ok(run.serve())
 }
@@ -87,8 +119,15 @@ struct Run {
     engine: Engine,
     files: Vec<File>,
     inbox: Receiver<Answer>,
+    sender: Sender<Answer>,
     samplers: Crew<Sample>,
     ioctls: Crew<Order>,
+    scouts: Option<Crew<Errand>>,
+    service: Option<Service>,
+    /// Whether the groups that this process made are deleted at the end.
+    remove_on_exit: bool,
+    /// When the groups that are deleted at the end must have gone.
+    ending: Option<Time>,
     /// Batches that came back, for their room.
     spare: Vec<Vec<Reach>>,
     /// Files that are open, and how many may be.
@@ -103,6 +142,17 @@ struct File {
     reach: Option<Reach>,
     /// What its group is made from, until there is one.
     making: Option<Box<(Template, Mark)>>,
+    /// Whether its group was made by this process.
+    made: bool,
+    /// What the service knows of it.
+    claimed: Option<Claimed>,
+}
+
+impl File {
+    /// What its group is called, unless it was called something else before.
+    fn alias(&self) -> Vec<u8> {
+        self.claimed.as_ref().map(|claimed| claimed.alias(&self.path)).unwrap_or_default()
+    }
 }
 
 /// Descriptors that are not for followed files: ours, and those of threads that open something.
@@ -114,7 +164,6 @@ impl Run {
         claim: u32,
         settings: Settings,
     ) -> io::Result<Run> {
-        let mut signals = Signals::new([SIGTERM, SIGINT])?;
         // Unbounded, but a file is in one job at most.
         let (sender, inbox) = unbounded();
         let inbox_of_samplers = sender.clone();
@@ -122,21 +171,19 @@ impl Run {
         let inbox_of_ioctls = sender.clone();
         let ioctls =
             Crew::new("ioctl", move || Ok(jobs::ioctls(open()?, claim, inbox_of_ioctls.clone())))?;
-        thread::Builder::new().name("signals".to_owned()).spawn(move || {
-            for _ in signals.forever() {
-                if sender.send(Answer::Event(Event::Stop)).is_err() {
-                    return;
-                }
-            }
-        })?;
         let limit = raise_descriptor_limit();
         Ok(Run {
             epoch: Instant::now(),
             engine: Engine::new(settings),
             files: Vec::new(),
             inbox,
+            sender,
             samplers,
             ioctls,
+            scouts: None,
+            service: None,
+            remove_on_exit: false,
+            ending: None,
             spare: Vec::new(),
             open: 0,
             open_max: limit.saturating_sub(DESCRIPTORS_KEPT).max(limit / 2),
@@ -144,19 +191,42 @@ impl Run {
         })
     }
 
+    fn wait_for_signals(&self, wanted: &[i32]) -> io::Result<()> {
+        let mut signals = Signals::new(wanted)?;
+        let sender = self.sender.clone();
+        thread::Builder::new().name("signals".to_owned()).spawn(move || {
+            for signal in signals.forever() {
+                let answer =
+                    if signal == SIGHUP { Answer::Reload } else { Answer::Event(Event::Stop) };
+                if sender.send(answer).is_err() {
+                    return;
+                }
+            }
+        })?;
+        Ok(())
+    }
+
+    fn employ_scout(&mut self, read: Read) -> io::Result<()> {
+        let (sender, read) = (self.sender.clone(), Arc::new(read));
+        let equip = move || Ok(service::scout(read.clone(), sender.clone()));
+        self.scouts = Some(Crew::new("scout", equip)?);
+        Ok(())
+    }
+
     fn now(&self) -> Time {
         Time::from(self.epoch.elapsed())
     }
 
-    fn follow(&mut self, entry: Entry) {
-        let Entry { path, identity, mut reach, spec, template, mark } = entry;
+    fn follow(&mut self, entry: Entry, claimed: Option<Claimed>) -> FileId {
+        let Entry { mut reach, spec, template, mark } = entry;
         if self.open >= self.open_max {
-            reach = without_descriptor(reach, &path, identity);
+            reach.open = None;
         }
-        self.open += usize::from(is_open(&reach));
+        self.open += usize::from(reach.open.is_some());
+        let path = reach.path.clone();
         let file = self.engine.follow(self.now(), spec);
         let making = Some(Box::new((template, mark)));
-        let followed = File { path, reach: Some(reach), making };
+        let followed = File { path, reach: Some(reach), making, made: false, claimed };
         if file.index() == self.files.len() {
             if self.files.len() == self.files.capacity() {
                 self.files.reserve_exact(self.files.len() / 8 + 16); // as the engine does
@@ -165,51 +235,56 @@ impl Run {
         } else {
             self.files[file.index()] = followed;
         }
+        file
     }
 
     /// Takes one event after the other, and never blocks on a queue.
     fn serve(&mut self) -> Outcome {
         let mut actions = Vec::new();
-        let mut event = Event::Tick;
+        let mut events = vec![Event::Tick];
         loop {
-            self.engine.handle(self.now(), event, &mut actions);
-            for action in actions.drain(..) {
-                if action == Action::Finish {
-                    return self.outcome;
+            for event in events.drain(..) {
+                self.engine.handle(self.now(), event, &mut actions);
+                for action in actions.drain(..) {
+                    if action == Action::Finish {
+                        return self.outcome;
+                    }
+                    self.act(action);
                 }
-                self.act(action);
             }
-            event = self.next_event();
+            self.look_around(self.now());
+            self.next_events(&mut events);
         }
     }
 
-    fn next_event(&mut self) -> Event {
-        let answer = match self.engine.next_due() {
+    fn next_events(&mut self, events: &mut Vec<Event>) {
+        let service = self.service.as_ref().and_then(Service::next_due);
+        let due = self.engine.next_due().into_iter().chain(service).chain(self.ending).min();
+        let answer = match due {
             Some(due) => self.inbox.recv_deadline(self.epoch + due.since_start()),
             None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
         match answer {
             Ok(Answer::Looked(batch, reaches)) => {
                 self.take_back(&batch, reaches);
-                Event::Looked(batch)
+                events.push(Event::Looked(batch));
             }
-            Ok(Answer::Event(event)) => {
-                if matches!(event, Event::Stop) {
-                    self.outcome = Outcome::Stopped;
-                }
-                event
+            Ok(Answer::Event(Event::Stop)) => self.stop(events),
+            Ok(Answer::Event(event)) => events.push(event),
+            Ok(Answer::Found(finding)) => self.found(finding, events),
+            Ok(Answer::Reload) => self.reload(),
+            Err(RecvTimeoutError::Timeout) => {
+                let over = self.ending.is_some_and(|ending| ending <= self.now());
+                events.push(if over { Event::Stop } else { Event::Tick });
             }
-            Err(RecvTimeoutError::Timeout) => Event::Tick,
-            Err(RecvTimeoutError::Disconnected) => {
-                unreachable!("the thread that waits for signals holds the other end")
-            }
+            Err(RecvTimeoutError::Disconnected) => unreachable!("this is the other end"),
         }
     }
 
     fn take_back(&mut self, batch: &Batch, mut reaches: Vec<Reach>) {
         for (look, reach) in batch.looks.iter().zip(reaches.drain(..)) {
             if self.engine.follows(look.file) {
-                self.open += usize::from(is_open(&reach));
+                self.open += usize::from(reach.open.is_some());
                 self.files[look.file.index()].reach = Some(reach);
             }
         }
@@ -223,7 +298,7 @@ impl Run {
                 for look in &batch.looks {
                     let reach = self.files[look.file.index()].reach.take();
                     let reach = reach.expect("a file has one job at most, so its reach is here");
-                    self.open -= usize::from(is_open(&reach));
+                    self.open -= usize::from(reach.open.is_some());
                     reaches.push(reach);
                 }
                 let keep = self.open + reaches.len() < self.open_max;
@@ -250,42 +325,26 @@ impl Run {
     }
 
     fn report(&mut self, file: FileId, report: &Report) {
-        let File { path, making, .. } = &mut self.files[file.index()];
+        let File { path, making, made, .. } = &mut self.files[file.index()];
         log!(level(report), "{}: {report}", path.display());
-        if matches!(report, Report::Updated(_)) {
-            *making = None;
+        match report {
+            Report::Updated(updated) => {
+                *making = None;
+                *made |= updated.made;
+            }
+            Report::LetGo(end) => self.let_go(file, end),
+            _ => {}
         }
     }
 
     fn close(&mut self, file: FileId) {
         let followed = self.engine.follows(file);
         let reach = &mut self.files[file.index()].reach;
-        let before = reach.as_ref().is_some_and(is_open);
-        match reach {
-            Some(Reach::Path(by)) if followed => by.open = None,
-            _ if followed => {}
-            _ => *reach = None,
+        let Some(here) = reach else { return };
+        self.open -= usize::from(here.open.take().is_some());
+        if !followed {
+            *reach = None;
         }
-        let after = reach.as_ref().is_some_and(is_open);
-        self.open -= usize::from(before && !after);
-    }
-}
-
-fn is_open(reach: &Reach) -> bool {
-    match reach {
-        Reach::Inode(_) => true,
-        Reach::Path(by) => by.open.is_some(),
-    }
-}
-
-/// No descriptor is left to hold the file: it is looked up by its path.
-fn without_descriptor(reach: Reach, path: &Arc<Path>, identity: Identity) -> Reach {
-    match reach {
-        Reach::Inode(_) => {
-            let only = Some(Box::new(identity));
-            Reach::Path(ByPath { path: path.clone(), open: None, only })
-        }
-        Reach::Path(by) => Reach::Path(ByPath { open: None, ..by }),
     }
 }
 

@@ -97,6 +97,8 @@ pub struct Updated {
     pub created: usize,
     /// Regions deleted.
     pub deleted: usize,
+    /// There was no group before.
+    pub made: bool,
     /// Bytes of the descriptor and digits of the leader's id; see [`crate::group::REWRITE_MAX`].
     pub descriptor_len: usize,
 }
@@ -183,7 +185,8 @@ pub fn establish(
         return Ok(None);
     }
     let aim = Aim { mark, claim, hint: None, template: Some(template) };
-    carry_out(&mut kernel, &aim, Some(listing), want).map(Some)
+    let updated = carry_out(&mut kernel, &aim, Some(listing), want)?;
+    Ok(Some(Updated { made: true, ..updated }))
 }
 
 /// The listing shows words bare. A blank in a program_id would spill into aux_data: half of the
@@ -401,6 +404,7 @@ fn commit<D: Dm>(
         members: members.len(),
         created: kernel.created,
         deleted: kernel.deleted,
+        made: false,
         descriptor_len: model.naming(&members).len() + id.to_string().len(),
     })
 }

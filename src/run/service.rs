@@ -1,0 +1,308 @@
+//! Following what the configuration wants, for as long as it wants it.
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use log::{error, info, warn};
+
+use super::scan::{Errand, Finding, Fresh, Key, Require, Seen, Wanted};
+use super::{Answer, Outcome, Run};
+use crate::config::{Config, Errors, Nameless, Settings, Terms, unique_aliases};
+use crate::engine::{End, Event, FileId, Time};
+use crate::group::safe_alias;
+use crate::place;
+
+/// Share of the time that scans may take, as one part in so many.
+const SCAN_SHARE: u32 = 20;
+
+/// How long the end may wait for groups to be deleted.
+const REMOVAL_MAX: Duration = Duration::from_secs(10);
+
+/// Reads the configuration: at the start, and again whenever that is asked for.
+pub type Read = Box<dyn Fn() -> Result<Config, Errors> + Send + Sync>;
+
+/// What the service knows beyond what the engine does.
+pub(super) struct Service {
+    pub(super) wanted: Arc<Wanted>,
+    /// By what each file is found again.
+    pub(super) keys: HashMap<Key, FileId>,
+    /// Files that are not to be followed though a rule wants them, until the next reload.
+    dismissed: HashSet<Key>,
+    /// Files that are wanted and cannot be followed, and why.
+    pub(super) unfit: HashMap<PathBuf, String>,
+    problems: Vec<String>,
+    cut: bool,
+    scan_due: Time,
+    scanning: Option<Time>,
+    /// Why the configuration in force is not the one in the files.
+    pub(super) config_error: Option<String>,
+}
+
+/// What the service knows of one file.
+#[derive(Debug)]
+pub(super) struct Claimed {
+    pub(super) key: Key,
+    pub(super) terms: Arc<Terms>,
+    /// The rule that wants it; none if somebody asked for it.
+    pub(super) rule: Option<u32>,
+    /// Its group's name, if that is not the file's.
+    alias: Option<Box<[u8]>>,
+}
+
+impl Service {
+    pub(super) fn new(config: Config) -> Service {
+        Service {
+            wanted: Arc::new(config.into()),
+            keys: HashMap::new(),
+            dismissed: HashSet::new(),
+            unfit: HashMap::new(),
+            problems: Vec::new(),
+            cut: false,
+            scan_due: Time::ZERO,
+            scanning: None,
+            config_error: None,
+        }
+    }
+
+    pub(super) fn settings(&self) -> &Settings {
+        &self.wanted.config.settings
+    }
+
+    /// When something is to be done without an event.
+    pub(super) fn next_due(&self) -> Option<Time> {
+        self.scanning.is_none().then_some(self.scan_due)
+    }
+}
+
+/// The scout: what it does with an errand.
+pub(super) fn scout(
+    read: Arc<Read>,
+    inbox: crossbeam_channel::Sender<Answer>,
+) -> impl FnMut(Errand) + Send {
+    move |errand| {
+        let finding = match errand {
+            Errand::Scan(wanted, followed) => {
+                let require: Require = place::require;
+                let seen = super::scan::scan(&wanted, &followed, require);
+                Finding::Seen(wanted, seen)
+            }
+            Errand::Reload => Finding::Reloaded(read()),
+        };
+        inbox.send(Answer::Found(finding)).ok(); // nobody there: the process is about to end
+    }
+}
+
+impl Run {
+    /// Does what is due without an event.
+    pub(super) fn look_around(&mut self, now: Time) {
+        let Some(service) = &mut self.service else { return };
+        if service.next_due().is_none_or(|due| due > now) {
+            return;
+        }
+        service.scanning = Some(now);
+        let followed = service.keys.keys().copied().collect();
+        let errand = Errand::Scan(service.wanted.clone(), followed);
+        self.scout(errand);
+    }
+
+    pub(super) fn reload(&mut self) {
+        info!("reading the configuration again");
+        self.scout(Errand::Reload);
+    }
+
+    fn scout(&self, errand: Errand) {
+        if let Some(scouts) = &self.scouts {
+            super::give(scouts, errand);
+        }
+    }
+
+    pub(super) fn found(&mut self, finding: Finding, events: &mut Vec<Event>) {
+        match finding {
+            Finding::Seen(wanted, seen) => self.seen(&wanted, seen, events),
+            Finding::Reloaded(Ok(config)) => self.reloaded(config),
+            Finding::Reloaded(Err(errors)) => {
+                error!("{errors}\nthe configuration from before stays in force");
+                if let Some(service) = &mut self.service {
+                    service.config_error = Some(errors.to_string());
+                }
+            }
+        }
+    }
+
+    fn reloaded(&mut self, config: Config) {
+        let now = self.now();
+        let Some(service) = &mut self.service else { return };
+        let before = service.settings();
+        if before.socket != config.settings.socket {
+            warn!("another control socket is used from the next start on");
+        }
+        self.engine.set_full_look(config.settings.full_look);
+        service.config_error = None;
+        service.dismissed.clear();
+        service.wanted = Arc::new(config.into());
+        service.scan_due = now;
+        info!("the configuration is in force, with {} entries", service.wanted.terms.len());
+    }
+
+    /// Follows what is new, and lets go what is not wanted any more.
+    fn seen(&mut self, wanted: &Arc<Wanted>, seen: Seen, events: &mut Vec<Event>) {
+        let now = self.now();
+        let Some(service) = &mut self.service else { return };
+        let took = service.scanning.take().map_or(Duration::ZERO, |began| now.since(began));
+        if !Arc::ptr_eq(wanted, &service.wanted) {
+            service.scan_due = now; // the configuration is another one by now
+            return;
+        }
+        let interval = service.settings().rescan_interval;
+        service.scan_due = now + interval.max(took * SCAN_SHARE);
+        service.say_once(&seen);
+        service.unfit = seen.unfit.into_iter().collect();
+        let fresh = seen.fresh.into_iter().filter(|fresh| !service.dismissed.contains(&fresh.key));
+        let fresh: Vec<Fresh> = fresh.collect();
+        for (key, rule) in seen.wanted {
+            events.extend(self.still_wanted(key, rule));
+        }
+        for key in seen.gone {
+            let Some(file) = self.file_of(key) else { continue };
+            let claimed = self.files[file.index()].claimed.as_ref();
+            if claimed.is_some_and(|claimed| claimed.rule.is_some()) {
+                events.push(Event::Forget(file, true));
+            }
+        }
+        self.welcome(fresh);
+    }
+
+    /// A file that is followed is wanted by this rule now, which may say something else than the
+    /// one before.
+    fn still_wanted(&mut self, key: Key, rule: u32) -> Option<Event> {
+        let file = self.file_of(key)?;
+        let terms = self.service.as_ref()?.wanted.terms[rule as usize].clone();
+        let claimed = self.files[file.index()].claimed.as_mut()?;
+        let before = std::mem::replace(&mut claimed.terms, terms.clone());
+        claimed.rule = Some(rule);
+        if Arc::ptr_eq(&before, &terms) || before == terms {
+            return None;
+        }
+        if !before.makes_groups_like(&terms) {
+            return Some(Event::Forget(file, true)); // the next scan finds it, and makes another
+        }
+        self.engine.set_pace(file, terms.pace());
+        None
+    }
+
+    pub(super) fn file_of(&self, key: Key) -> Option<FileId> {
+        self.service.as_ref()?.keys.get(&key).copied()
+    }
+
+    /// Follows files, each under a name of its own.
+    pub(super) fn welcome(&mut self, fresh: Vec<Fresh>) -> Vec<FileId> {
+        if fresh.is_empty() {
+            return Vec::new();
+        }
+        let nameless: Vec<Nameless<'_>> = fresh
+            .iter()
+            .map(|fresh| Nameless {
+                path: &fresh.entry.reach.path,
+                inode: fresh.entry.reach.identity.inode,
+                template: &fresh.terms.alias,
+            })
+            .collect();
+        let taken: HashSet<Vec<u8>> = self.aliases().collect();
+        let aliases = unique_aliases(&nameless, |alias| taken.contains(alias));
+        let mut files = Vec::with_capacity(fresh.len());
+        for (Fresh { key, terms, rule, mut entry }, alias) in fresh.into_iter().zip(aliases) {
+            entry.template.alias.clone_from(&alias);
+            let usual = usual_alias(&entry.reach.path);
+            let alias = (alias != usual).then(|| alias.into_boxed_slice());
+            let claimed = Claimed { key, terms, rule, alias };
+            let file = self.follow(entry, Some(claimed));
+            if let Some(service) = &mut self.service {
+                service.keys.insert(key, file);
+            }
+            files.push(file);
+        }
+        files
+    }
+
+    fn aliases(&self) -> impl Iterator<Item = Vec<u8>> {
+        let files =
+            self.files.iter().enumerate().filter(|(at, _)| {
+                u32::try_from(*at).is_ok_and(|at| self.engine.follows(FileId(at)))
+            });
+        files.map(|(_, file)| file.alias())
+    }
+
+    /// The file is not followed any more.
+    pub(super) fn let_go(&mut self, file: FileId, end: &End) {
+        let Some(claimed) = self.files[file.index()].claimed.take() else { return };
+        let now = self.now();
+        let Some(service) = &mut self.service else { return };
+        service.keys.remove(&claimed.key);
+        if matches!(end, End::Absent(_) | End::Unused) {
+            // Something else may be there by now; it need not wait for its turn.
+            service.scan_due = service.scan_due.min(now + service.settings().interval);
+        }
+    }
+
+    /// Stops: at once, or when the groups that this process made are deleted.
+    pub(super) fn stop(&mut self, events: &mut Vec<Event>) {
+        self.outcome = Outcome::Stopped;
+        let config = self.service.as_ref().map(Service::settings);
+        let remove = config.map_or(self.remove_on_exit, |settings| settings.remove_on_exit);
+        if !remove || self.ending.is_some() {
+            return events.push(Event::Stop);
+        }
+        self.ending = Some(self.now() + REMOVAL_MAX);
+        self.service = None; // nothing new is followed from here on
+        self.engine.set_patient(false);
+        for (at, file) in (0..).zip(&self.files) {
+            if self.engine.follows(FileId(at)) {
+                events.push(Event::Forget(FileId(at), file.made));
+            }
+        }
+        events.push(Event::Tick); // there may be none
+    }
+
+    /// Lets a file go for good, whatever the rules say.
+    pub(super) fn dismiss(&mut self, file: FileId) {
+        let claimed = self.files[file.index()].claimed.as_ref();
+        if let (Some(service), Some(claimed)) = (&mut self.service, claimed) {
+            service.dismissed.insert(claimed.key);
+        }
+    }
+}
+
+impl Service {
+    /// Says what is wrong when it begins to be so.
+    fn say_once(&mut self, seen: &Seen) {
+        for (path, why) in &seen.unfit {
+            if self.unfit.get(path) != Some(why) {
+                warn!("{}: not followed: {why}", path.display());
+            }
+        }
+        for problem in seen.problems.iter().filter(|problem| !self.problems.contains(problem)) {
+            warn!("looking for files: {problem}");
+        }
+        self.problems.clone_from(&seen.problems);
+        if seen.cut && !self.cut {
+            warn!(
+                "there are more files than {}, the limit: the rest is not followed; raise \
+                 max_files or narrow the patterns",
+                self.settings().max_files
+            );
+        }
+        self.cut = seen.cut;
+    }
+}
+
+impl Claimed {
+    pub(super) fn alias(&self, path: &Path) -> Vec<u8> {
+        self.alias.as_ref().map_or_else(|| usual_alias(path), |alias| alias.to_vec())
+    }
+}
+
+fn usual_alias(path: &Path) -> Vec<u8> {
+    safe_alias(path.file_name().unwrap_or(path.as_os_str()).as_encoded_bytes())
+}
