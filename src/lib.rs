@@ -31,7 +31,9 @@
 //! | 2: the kernel | [`kernel`] | FIEMAP, `/dev/mapper/control`, a table in memory, forks |
 //! | 3: the program | [`sample`], [`place`], [`entry`] | one look at one file; where it lies |
 //! | | [`mod@run`] | threads, queues, signals |
+//! | | [`request`] | what is said on the control socket |
 //! | 4: front doors | [`compat`], [`cli`], [`launch`] | lvm2's command line, ours, a library |
+//! | | [`socket`], [`client`] | the two ends of the control socket |
 //!
 //! What is *not* there, and is to stay so (`tests/tidy.rs` holds the code to it):
 //!
@@ -67,6 +69,7 @@
 #![allow(clippy::must_use_candidate)] // says nothing that the signature does not
 
 pub mod cli;
+pub mod client;
 pub mod compat;
 pub mod dm;
 pub mod engine;
@@ -80,7 +83,9 @@ pub mod message;
 pub mod mode;
 pub mod place;
 pub mod plan;
+pub mod request;
 pub mod run;
 pub mod sample;
 pub mod sight;
+pub mod socket;
 pub mod update;

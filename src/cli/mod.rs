@@ -5,6 +5,7 @@ mod explain;
 mod files;
 mod legacy;
 mod run;
+mod service;
 mod update;
 mod values;
 
@@ -29,7 +30,7 @@ pub enum Exit {
     Failed = 1,
     /// The command line is wrong.
     Usage = 2,
-    /// There is no device-mapper.
+    /// There is no device-mapper, or no service.
     Unavailable = 69,
     /// There is, but not for this user.
     NoPermission = 77,
@@ -95,6 +96,16 @@ enum Command {
     Update(update::Arguments),
     /// Say where a file lies, what would be done for it and what is in the way; needs no root
     Explain(explain::Arguments),
+    /// Say how the service and its files are doing
+    Status(service::StatusArguments),
+    /// Let the service follow a file
+    Add(service::AddArguments),
+    /// Let the service follow a file no longer
+    Remove(service::RemoveArguments),
+    /// Let the service read its configuration again
+    Reload(service::Socket),
+    /// End the service; the groups stay
+    Stop(service::Socket),
 }
 
 /// One line of the log: who speaks, and how bad it is where it is.
@@ -125,6 +136,11 @@ pub fn main(args: &[OsString]) -> ExitCode {
         Command::Run(arguments) => run::main(&arguments),
         Command::Update(arguments) => update::main(&arguments),
         Command::Explain(arguments) => explain::main(&arguments),
+        Command::Status(arguments) => service::status(&arguments),
+        Command::Add(arguments) => service::add(&arguments),
+        Command::Remove(arguments) => service::remove(&arguments),
+        Command::Reload(socket) => service::reload(&socket),
+        Command::Stop(socket) => service::stop(&socket),
     };
     match outcome {
         Ok(exit) => exit.into(),
