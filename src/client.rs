@@ -30,7 +30,11 @@ pub fn call(path: &Path, request: &Request, timeout: Duration) -> Result<Reply, 
         let until = Instant::now() + timeout;
         let stream = open(path, timeout)?;
         let mut timed = Timed { stream: &stream, until };
-        timed.write_all(&request.to_line())?;
+        match timed.write_all(&request.to_line()) {
+            // It hung up before it heard us, and may have said why.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            written => written?,
+        }
         read(&mut BufReader::new(timed))
     };
     answer().map_err(|source| Error::new(path, source))

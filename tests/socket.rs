@@ -7,6 +7,7 @@ use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use dmfilemapd::client::{self, ErrorKind};
 use dmfilemapd::mode::Mode;
-use dmfilemapd::request::{FilePath, Follow, Reply, Request, Status};
+use dmfilemapd::request::{FilePath, Follow, Reply, Request};
 use dmfilemapd::socket::{
     Answer, CONNECTIONS_MAX, Limits, Peer, REQUEST_BYTES_MAX, Release, Server, serve_within,
 };
@@ -36,11 +37,11 @@ struct Service {
 }
 
 /// Says `ok` to all, an empty status, and keeps those who wait.
-fn handle(seen: &Sender<Seen>, request: Request, fd: Option<OwnedFd>, peer: &Peer) -> Answer {
+fn handle(seen: &Sender<Seen>, request: &Request, fd: Option<OwnedFd>, peer: &Peer) -> Answer {
     assert_eq!(peer.uid, nix::unistd::geteuid().as_raw());
     seen.send(Seen::Request(request.clone(), fd)).ok();
     match request {
-        Request::Status { .. } => Answer::Now(Reply::Status(Box::new(Status::default()))),
+        Request::Status { .. } => Answer::Now(Reply::Status(Box::default())),
         Request::Reload => Answer::Now(Reply::Error("no configuration".to_owned())),
         Request::Follow(Follow { foreground: true, .. }) => {
             let gone = seen.clone();
@@ -56,7 +57,7 @@ impl Service {
     fn start(limits: Limits) -> Service {
         let folder = tempfile::tempdir().unwrap();
         let (sender, seen) = unbounded();
-        let handler = move |request, fd, peer: &Peer| handle(&sender, request, fd, peer);
+        let handler = move |request: Request, fd, peer: &Peer| handle(&sender, &request, fd, peer);
         let server = serve_within(&folder.path().join("run/sock"), limits, handler).unwrap();
         Service { folder, server: Some(server), seen }
     }
@@ -329,4 +330,30 @@ fn without_a_service_the_exit_status_is_69() {
     let output = dmfilemapd(&folder.path().join("sock"), &["stop"]);
     assert_eq!(output.status.code(), Some(69));
     assert!(String::from_utf8_lossy(&output.stderr).contains("no service listens"));
+}
+
+#[test]
+fn a_stranger_is_kept_out_by_the_mode_and_told_by_the_service() {
+    let stranger = 65534;
+    if !nix::unistd::geteuid().is_root() {
+        return; // only root can become a stranger
+    }
+    let service = Service::patient();
+    fs::set_permissions(service.folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    // A copy, for strangers may not go where the program was built.
+    let program = service.folder.path().join("program");
+    fs::copy(env!("CARGO_BIN_EXE_dmfilemapd"), &program).unwrap();
+    let ask = || {
+        let mut command = Command::new(&program);
+        command.uid(stranger).arg("stop").arg("--socket").arg(service.path());
+        let output = command.current_dir("/").output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, text) = ask();
+    assert_eq!(code, Some(77), "{text}");
+    fs::set_permissions(service.path(), fs::Permissions::from_mode(0o666)).unwrap();
+    let (code, text) = ask();
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("user 65534 may not"), "{text}");
+    assert!(service.seen.try_recv().is_err(), "the handler did not hear of it");
 }

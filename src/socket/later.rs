@@ -15,7 +15,7 @@ pub(super) struct Bell(pub Arc<UnixStream>);
 
 impl Bell {
     pub fn ring(&self) {
-        (&*self.0).write(&[0]).ok(); // full: it has been rung; closed: nobody is to look up
+        (&*self.0).write_all(&[0]).ok(); // full: it has been rung; closed: nobody is to look up
     }
 }
 
