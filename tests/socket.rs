@@ -19,10 +19,15 @@ use dmfilemapd::request::{FilePath, Follow, Reply, Request};
 use dmfilemapd::socket::{
     Answer, CONNECTIONS_MAX, Limits, Peer, REQUEST_BYTES_MAX, Release, Server, serve_within,
 };
+use parking_lot::Mutex;
 use tempfile::TempDir;
 
 /// Longer than anything here takes; only a failing test waits so long.
 const LONG: Duration = Duration::from_secs(60);
+
+/// Held by tests that start programs, and by those that count on a listener being closed: a program
+/// has copies of all descriptors between its fork and its exec.
+static FORK: Mutex<()> = Mutex::new(());
 
 enum Seen {
     Request(Request, Option<OwnedFd>),
@@ -258,6 +263,7 @@ fn the_socket_is_for_its_user_alone_and_its_folder_for_all() {
 
 #[test]
 fn a_stale_socket_is_replaced_and_nothing_else() {
+    let _closed_is_closed = FORK.lock();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("sock");
     let serve = || serve_within(&path, Limits::default(), |_, _, _: &Peer| Answer::Now(done()));
@@ -277,6 +283,7 @@ fn a_stale_socket_is_replaced_and_nothing_else() {
 
 #[test]
 fn no_service_is_told_apart_from_a_broken_answer_and_a_silent_one() {
+    let _closed_is_closed = FORK.lock();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("sock");
     let kind = |timeout| client::call(&path, &Request::Stop, timeout).unwrap_err().kind();
@@ -296,6 +303,7 @@ fn no_service_is_told_apart_from_a_broken_answer_and_a_silent_one() {
 }
 
 fn dmfilemapd(socket: &Path, words: &[&str]) -> Output {
+    let _forks = FORK.lock();
     let mut command = Command::new(env!("CARGO_BIN_EXE_dmfilemapd"));
     command.args(words).arg("--socket").arg(socket).current_dir("/tmp").output().unwrap()
 }
@@ -344,6 +352,7 @@ fn a_stranger_is_kept_out_by_the_mode_and_told_by_the_service() {
     let program = service.folder.path().join("program");
     fs::copy(env!("CARGO_BIN_EXE_dmfilemapd"), &program).unwrap();
     let ask = || {
+        let _forks = FORK.lock();
         let mut command = Command::new(&program);
         command.uid(stranger).arg("stop").arg("--socket").arg(service.path());
         let output = command.current_dir("/").output().unwrap();
