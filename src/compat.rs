@@ -38,8 +38,12 @@ Usually started by `dmstats create --filemap FILE`, which makes the group.
 #[must_use]
 pub fn is_legacy(args: &[OsString]) -> bool {
     let Some(first) = args.first() else { return false };
-    let native = ["run", "update", "explain", "help"].iter().any(|word| first == word)
-        || first.as_encoded_bytes().starts_with(b"--");
+    let verbs = [
+        "run", "update", "explain", "check", "gc", "status", "add", "remove", "reload", "stop",
+        "help",
+    ];
+    let native =
+        verbs.iter().any(|word| first == word) || first.as_encoded_bytes().starts_with(b"--");
     let has_mode = args.get(3).is_some_and(|mode| mode == "inode" || mode == "path");
     is_digits(first) || !native && has_mode && args.len() <= 6
 }

@@ -33,7 +33,9 @@
 //! | 3: the program | [`sample`], [`place`], [`entry`] | one look at one file; where it lies |
 //! | | [`config`] | settings and entries: what is followed, and how |
 //! | | [`mod@run`] | threads, queues, signals |
+//! | | [`request`] | what is said on the control socket |
 //! | 4: front doors | [`compat`], [`cli`], [`launch`] | lvm2's command line, ours, a library |
+//! | | [`socket`], [`client`] | the two ends of the control socket |
 //!
 //! What is *not* there, and is to stay so (`tests/tidy.rs` holds the code to it):
 //!
@@ -76,6 +78,7 @@
 #![allow(clippy::must_use_candidate)] // says nothing that the signature does not
 
 pub mod cli;
+pub mod client;
 pub mod compat;
 pub mod config;
 pub mod dm;
@@ -90,8 +93,10 @@ pub mod message;
 pub mod mode;
 pub mod place;
 pub mod plan;
+pub mod request;
 pub mod run;
 pub mod sample;
 pub mod sight;
+pub mod socket;
 pub mod update;
 pub mod values;

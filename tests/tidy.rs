@@ -84,12 +84,14 @@ fn unsafe_code_is_in_the_kernel_folder_alone() {
 }
 
 #[test]
-fn threads_start_in_run_alone_and_nothing_ends_the_process_but_main() {
+fn threads_start_in_run_and_socket_and_nothing_ends_the_process_but_main() {
+    // The socket has threads of its own: a client may be slow, and nothing else may wait for it.
     let mut offences = Vec::new();
     for (path, text) in sources("src") {
         let code = code(&text);
         let starts = ["thread::spawn", "thread::Builder", "thread::scope"];
-        if starts.iter().any(|start| code.contains(start)) && !path.starts_with("src/run") {
+        let may = ["src/run", "src/socket"].iter().any(|place| path.starts_with(place));
+        if starts.iter().any(|start| code.contains(start)) && !may {
             offences.push(format!("{}: a thread", path.display()));
         }
         if code.contains("process::exit") || code.contains("process::abort") {

@@ -120,7 +120,7 @@ fn verdict(file: &File, usable: bool) -> Exit {
 }
 
 /// A number of bytes for people: three digits and a binary unit.
-fn bytes(bytes: u64) -> String {
+pub fn bytes(bytes: u64) -> String {
     let units = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let power = (bytes.max(1).ilog2() / 10) as usize;
     if power == 0 {

@@ -8,6 +8,7 @@ mod gc;
 mod legacy;
 mod overrides;
 mod run;
+mod service;
 mod update;
 
 use std::error::Error as _;
@@ -31,7 +32,7 @@ pub enum Exit {
     Failed = 1,
     /// The command line is wrong.
     Usage = 2,
-    /// There is no device-mapper.
+    /// There is no device-mapper, or no service.
     Unavailable = 69,
     /// There is, but not for this user.
     NoPermission = 77,
@@ -110,6 +111,16 @@ enum Command {
     Check(check::Arguments),
     /// Delete the regions that cut updates have left, and nothing else
     Gc(gc::Arguments),
+    /// Say how the service and its files are doing
+    Status(service::StatusArguments),
+    /// Let the service follow a file
+    Add(service::AddArguments),
+    /// Let the service follow a file no longer
+    Remove(service::RemoveArguments),
+    /// Let the service read its configuration again
+    Reload(service::Socket),
+    /// End the service; the groups stay
+    Stop(service::Socket),
 }
 
 /// One line of the log: who speaks, and how bad it is where it is.
@@ -142,6 +153,11 @@ pub fn main(args: &[OsString]) -> ExitCode {
         Command::Explain(arguments) => explain::main(&arguments),
         Command::Check(arguments) => check::main(&arguments),
         Command::Gc(arguments) => gc::main(&arguments),
+        Command::Status(arguments) => service::status(&arguments),
+        Command::Add(arguments) => service::add(&arguments),
+        Command::Remove(arguments) => service::remove(&arguments),
+        Command::Reload(socket) => service::reload(&socket),
+        Command::Stop(socket) => service::stop(&socket),
     };
     match outcome {
         Ok(exit) => exit.into(),

@@ -28,6 +28,9 @@ pub struct Arguments {
 
 pub fn main(arguments: &Arguments) -> Result<Exit, Failure> {
     end_at_broken_pipe();
+    if arguments.files.paths.is_empty() {
+        return Err(Failure(Exit::Usage, "nothing to update; name a FILE".to_owned()));
+    }
     let terms = arguments.overrides.read()?.settings.terms();
     if arguments.files.dry_run {
         return pass(DryRun::default(), &arguments.files, &terms);

@@ -8,6 +8,7 @@ pub mod fiemap;
 pub mod inode;
 pub mod memory;
 pub mod process;
+pub mod scm;
 
 pub use control::Control;
 pub use memory::Memory;

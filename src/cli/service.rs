@@ -1,0 +1,204 @@
+//! `dmfilemapd status|add|remove|reload|stop`: what is asked of a service that runs.
+
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+
+use super::explain::bytes;
+use super::{Exit, Failure};
+use crate::client::{self, ErrorKind};
+use crate::kernel::process::end_at_broken_pipe;
+use crate::mode::Mode;
+use crate::request::{DeviceState, FilePath, FileStatus, Reply, Request, Status};
+use crate::socket;
+
+/// Enough for a status of 100,000 files from a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Args)]
+pub struct Socket {
+    /// Where the service listens
+    #[arg(long, value_name = "PATH", default_value = socket::PATH)]
+    socket: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct StatusArguments {
+    /// Only this file
+    file: Option<PathBuf>,
+
+    /// As the service says it, in JSON
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    socket: Socket,
+}
+
+#[derive(Debug, Args)]
+pub struct AddArguments {
+    /// The file
+    file: PathBuf,
+
+    /// What makes a file the same file: its inode, or its path
+    #[arg(long, value_name = "inode|path", default_value = "inode")]
+    mode: Mode,
+
+    /// Name of the group [default: the file's name]
+    #[arg(long)]
+    alias: Option<String>,
+
+    #[command(flatten)]
+    socket: Socket,
+}
+
+#[derive(Debug, Args)]
+pub struct RemoveArguments {
+    /// The file
+    file: PathBuf,
+
+    #[command(flatten)]
+    socket: Socket,
+}
+
+pub fn status(arguments: &StatusArguments) -> Result<Exit, Failure> {
+    let path = arguments.file.as_deref().map(absolute).transpose()?;
+    let reply = ask(&arguments.socket, &Request::Status { path })?;
+    end_at_broken_pipe();
+    let mut out = BufWriter::new(io::stdout().lock());
+    let printed = match &reply {
+        Reply::Status(_) if arguments.json => reply.write(&mut out),
+        Reply::Status(status) => table(&mut out, status),
+        Reply::Ok(text) | Reply::Error(text) => writeln!(out, "{text}"),
+    };
+    printed.and_then(|()| out.flush()).map_err(Failure::new)?;
+    Ok(Exit::Ok)
+}
+
+pub fn add(arguments: &AddArguments) -> Result<Exit, Failure> {
+    let (path, mode) = (absolute(&arguments.file)?, arguments.mode);
+    tell(&arguments.socket, &Request::Add { path, mode, alias: arguments.alias.clone() })
+}
+
+pub fn remove(arguments: &RemoveArguments) -> Result<Exit, Failure> {
+    tell(&arguments.socket, &Request::Remove { path: absolute(&arguments.file)? })
+}
+
+pub fn reload(socket: &Socket) -> Result<Exit, Failure> {
+    tell(socket, &Request::Reload)
+}
+
+pub fn stop(socket: &Socket) -> Result<Exit, Failure> {
+    tell(socket, &Request::Stop)
+}
+
+fn absolute(path: &Path) -> Result<FilePath, Failure> {
+    std::path::absolute(path).map(FilePath).map_err(|error| Failure::at(path, error))
+}
+
+fn tell(socket: &Socket, request: &Request) -> Result<Exit, Failure> {
+    if let Reply::Ok(text) = ask(socket, request)? {
+        end_at_broken_pipe();
+        println!("{text}");
+    }
+    Ok(Exit::Ok)
+}
+
+fn ask(Socket { socket }: &Socket, request: &Request) -> Result<Reply, Failure> {
+    match client::call(socket, request, TIMEOUT) {
+        Ok(Reply::Error(text)) => Err(Failure::new(text)),
+        Ok(reply) => Ok(reply),
+        Err(error) => {
+            let exit = match error.kind() {
+                ErrorKind::NoService => Exit::Unavailable,
+                ErrorKind::NoPermission => Exit::NoPermission,
+                ErrorKind::TimedOut | ErrorKind::Refused | ErrorKind::Broken => Exit::Failed,
+            };
+            Err(Failure(exit, error.to_string()))
+        }
+    }
+}
+
+/// The service in one line, each device that does not answer, then the files. The path comes last,
+/// so that the columns before it take 65 of a screen's 80.
+fn table(out: &mut impl Write, status: &Status) -> io::Result<()> {
+    let service = &status.service;
+    let uptime = Duration::try_from_secs_f64(service.uptime_seconds.floor()).unwrap_or_default();
+    writeln!(
+        out,
+        "dmfilemapd {}, process {}, up {}: {} file(s), {:.1} s behind",
+        service.version,
+        service.pid,
+        humantime::format_duration(uptime),
+        service.files,
+        service.lag_seconds
+    )?;
+    if let Some(error) = &service.config_error {
+        writeln!(out, "the configuration is not in effect: {error}")?;
+    }
+    for device in status.devices.iter().filter(|device| device.state != DeviceState::Ok) {
+        let (name, state) = (&device.name, device.state.as_str());
+        writeln!(out, "device {} ({name}): {state}, {:.0} s", device.device, device.stuck_seconds)?;
+    }
+    writeln!(
+        out,
+        "{:<9} {:<5} {:<12} {:>6} {:>7} {:>9} {:>8}  FILE",
+        "STATE", "MODE", "DEVICE", "GROUP", "REGIONS", "MAPPED", "BEHIND"
+    )?;
+    status.files.iter().try_for_each(|file| row(out, file))
+}
+
+fn row(out: &mut impl Write, file: &FileStatus) -> io::Result<()> {
+    let device = if file.device_name.is_empty() { &file.device } else { &file.device_name };
+    let group = file.group.map_or("-".to_owned(), |group| group.to_string());
+    writeln!(
+        out,
+        "{:<9} {:<5} {device:<12} {group:>6} {:>7} {:>9} {:>6.1} s  {}",
+        file.state,
+        file.mode,
+        file.regions,
+        bytes(file.mapped_bytes),
+        file.lag_seconds,
+        file.path.0.display()
+    )?;
+    match &file.last_error {
+        Some(error) => writeln!(out, "          {error}"),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_has_a_header_and_a_row_for_each_file() {
+        let file = FileStatus {
+            path: FilePath("/var/lib/vm.img".into()),
+            mode: Mode::Inode,
+            device: "253:0".into(),
+            device_name: "vg-images".into(),
+            group: Some(3),
+            regions: 12,
+            extents: 12,
+            mapped_bytes: 20 << 30,
+            unmapped_bytes: 0,
+            state: "following".into(),
+            last_change_unix_seconds: None,
+            last_error: Some("it is gone".into()),
+            lag_seconds: 0.25,
+            interval_seconds: 0.5,
+            alias: "vm.img".into(),
+        };
+        let mut text = Vec::new();
+        table(&mut text, &Status { files: vec![file], ..Status::default() }).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        let [_, header, row, error] = lines[..] else { panic!("{text}") };
+        assert_eq!(header.find("FILE"), row.find("/var"), "{text}");
+        assert!(row.len() < 80 && row.contains("20 GiB"), "{text}");
+        assert!(error.contains("it is gone"), "{text}");
+    }
+}
