@@ -75,6 +75,12 @@ pub fn describe(device: Device) -> (String, u64) {
     (name, read("size").ok().and_then(|size| size.trim().parse().ok()).unwrap_or(0))
 }
 
+/// The uuid of a device-mapper device, as sysfs says it; empty where it has none.
+pub fn uuid(device: Device) -> String {
+    let uuid = fs::read_to_string(format!("/sys/dev/block/{device}/dm/uuid"));
+    uuid.unwrap_or_default().trim().to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

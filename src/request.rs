@@ -166,8 +166,6 @@ pub struct DeviceStatus {
     pub files: u64,
     /// Whether it answers.
     pub state: DeviceState,
-    /// Messages sent to it so far.
-    pub messages: u64,
     /// Regions created on it so far.
     pub creates: u64,
     /// How long it has not answered.

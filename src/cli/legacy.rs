@@ -3,19 +3,29 @@
 use std::env;
 use std::error::Error as _;
 use std::ffi::OsString;
+use std::fs::File;
 use std::io;
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use log::LevelFilter;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag::register_conditional_shutdown;
 
 use super::Exit;
+use crate::client;
 use crate::compat::{Legacy, usage};
 use crate::engine::{INTERVAL, Pace, Settings};
 use crate::entry::{entry, mark, random, settle};
 use crate::kernel::control::Control;
 use crate::kernel::process::{Forked, Ready, Stdio, adopt_fd, close_inherited, daemonize};
 use crate::place;
+use crate::request::{FilePath, Follow};
 use crate::run::{Entry, run};
+use crate::socket;
 use crate::update::{self, Template};
 use crate::values;
 
@@ -38,6 +48,12 @@ pub fn main(args: &[OsString]) -> Exit {
     }
 }
 
+/// A value other than 0 says that no service is to take the file.
+const STANDALONE: &str = "DMFILEMAPD_STANDALONE";
+
+/// How long the service may take to take a file over, before this process follows it itself.
+const HAND_OVER_MAX: Duration = Duration::from_secs(10);
+
 /// Everything that the daemon will need, checked.
 struct Prepared {
     claim: u32,
@@ -47,7 +63,11 @@ struct Prepared {
 
 fn start(legacy: Legacy) -> Result<Exit, String> {
     let (foreground, log_level) = (legacy.foreground, legacy.log_level);
-    let prepared = prepare(legacy)?;
+    let (legacy, file) = take(legacy)?;
+    if hand_over(&legacy, &file) {
+        return Ok(Exit::Ok);
+    }
+    let prepared = prepare(&legacy, file)?;
     if foreground {
         init_log(log_level);
         return follow(prepared, || {}).map(|()| Exit::Ok);
@@ -79,7 +99,8 @@ fn serve(prepared: Prepared, ready: Ready) -> Exit {
     }
 }
 
-fn prepare(legacy: Legacy) -> Result<Prepared, String> {
+/// Takes over what the caller has left: the descriptor, and what the path is relative to.
+fn take(legacy: Legacy) -> Result<(Legacy, File), String> {
     let file = adopt_fd(legacy.fd).map_err(|error| match error.source() {
         Some(cause) => format!("{error}: {cause}"),
         None => error.to_string(),
@@ -88,6 +109,40 @@ fn prepare(legacy: Legacy) -> Result<Prepared, String> {
         close_inherited().map_err(|e| format!("cannot close inherited descriptors: {e}"))?;
     }
     let legacy = legacy.resolve().map_err(|e| format!("the current directory is gone: {e}"))?;
+    Ok((legacy, file))
+}
+
+/// Whether the service, if there is one, has taken the file: a process more is not needed then.
+/// In the foreground this one stays until the service lets the file go.
+fn hand_over(legacy: &Legacy, file: &File) -> bool {
+    if env::var_os(STANDALONE).is_some_and(|value| !value.is_empty() && value != "0") {
+        return false;
+    }
+    let socket = match env::var_os("DMFILEMAPD_SOCKET") {
+        Some(path) if path.is_empty() => return false,
+        Some(path) => PathBuf::from(path),
+        None => PathBuf::from(socket::PATH),
+    };
+    let follow = Follow {
+        group_id: legacy.group.0,
+        path: FilePath(legacy.path.clone()),
+        mode: legacy.mode,
+        foreground: legacy.foreground,
+    };
+    match client::attach(&socket, &follow, file.as_fd(), HAND_OVER_MAX) {
+        Ok(_) if !legacy.foreground => true,
+        Ok(attached) => {
+            // As alone: a signal ends it well. The service lets the file go when we do.
+            for signal in [SIGTERM, SIGINT] {
+                register_conditional_shutdown(signal, 0, Arc::new(AtomicBool::new(true))).ok();
+            }
+            attached.wait().is_ok() // else the service has ended, and the file is ours again
+        }
+        Err(_) => false, // no service, or none that would take it
+    }
+}
+
+fn prepare(legacy: &Legacy, file: File) -> Result<Prepared, String> {
     let (settings, pace) = settings()?;
     let named = |error: &dyn std::fmt::Display| format!("{}: {error}", legacy.path.display());
     let place = place::require(&file).map_err(|obstacle| named(&obstacle))?;

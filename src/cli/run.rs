@@ -74,7 +74,7 @@ fn follow<D: Dm + Send + 'static>(
 
 /// Without: follows what the configuration wants, whatever becomes of it.
 fn serve<D: Dm + Send + 'static>(
-    open: impl Fn() -> io::Result<D> + 'static,
+    open: impl Fn() -> io::Result<D> + Clone + Send + Sync + 'static,
     config: Config,
     overrides: Overrides,
 ) -> Result<Exit, Failure> {

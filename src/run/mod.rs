@@ -5,11 +5,13 @@
 //! into main's inbox. Any of them may stall in the kernel for as long as a device or a writer
 //! likes; main never does, and never waits for them: when it is done the process ends.
 
+mod control;
 mod crew;
 mod jobs;
 mod scan;
 mod service;
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -25,8 +27,11 @@ use crate::dm::Dm;
 use crate::engine::{Action, Batch, End, Engine, Event, FileId, Report, Settings, Spec, Time};
 use crate::group::Mark;
 use crate::kernel::process::raise_descriptor_limit;
+use crate::request::Reply;
 use crate::sample::Reach;
+use crate::socket::{self, Release};
 use crate::update::Template;
+use control::{Desk, Question};
 use crew::Crew;
 use jobs::{Order, Sample};
 use scan::{Errand, Finding};
@@ -60,6 +65,7 @@ enum Answer {
     Looked(Batch, Vec<Reach>),
     Event(Event),
     Found(Finding),
+    Asked(Question, Sender<Reply>),
     Reload,
 }
 
@@ -98,7 +104,7 @@ pub fn run<D: Dm + Send + 'static>(
 ///
 /// No thread, no device-mapper, no signal handler could be had.
 pub fn serve<D: Dm + Send + 'static>(
-    open: impl Fn() -> io::Result<D> + 'static,
+    open: impl Fn() -> io::Result<D> + Clone + Send + Sync + 'static,
     claim: u32,
     config: Config,
     read: Read,
@@ -106,12 +112,20 @@ pub fn serve<D: Dm + Send + 'static>(
     ready: impl FnOnce(),
 ) -> io::Result<Outcome> {
     let settings = Settings { patient: true, full_look: config.settings.full_look, ..settings };
-    let mut run = Run::start(open, claim, settings)?;
+    let mut run = Run::start(open.clone(), claim, settings)?;
     run.wait_for_signals(&[SIGTERM, SIGINT, SIGHUP])?;
-    run.employ_scout(read)?;
-    run.service = Some(Service::new(config));
+    let read = Arc::new(read);
+    run.employ_scout(read.clone())?;
+    let path = config.settings.socket.clone();
+    let service = Service::new(config);
+    let desk = Desk { main: run.sender.clone(), wanted: service.shared.clone(), read, open, claim };
+    run.service = Some(service);
+    let answer = move |request, fd, peer: &_| desk.answer(request, fd, peer);
+    let server = path.map(|path| socket::serve(&path, answer)).transpose()?;
     ready();
-    Ok(run.serve())
+    let outcome = run.serve();
+    drop(server); // nobody is left who would answer
+    Ok(outcome)
 }
 
 struct Run {
@@ -124,6 +138,10 @@ struct Run {
     ioctls: Crew<Order>,
     scouts: Option<Crew<Errand>>,
     service: Option<Service>,
+    /// Who waits for a file to be let go.
+    releases: HashMap<FileId, Vec<Release>>,
+    /// Until when who asked for the end may take to hear so.
+    farewell: Option<(Time, Release)>,
     /// Whether the groups that this process made are deleted at the end.
     remove_on_exit: bool,
     /// When the groups that are deleted at the end must have gone.
@@ -182,6 +200,8 @@ impl Run {
             ioctls,
             scouts: None,
             service: None,
+            releases: HashMap::new(),
+            farewell: None,
             remove_on_exit: false,
             ending: None,
             spare: Vec::new(),
@@ -206,8 +226,8 @@ impl Run {
         Ok(())
     }
 
-    fn employ_scout(&mut self, read: Read) -> io::Result<()> {
-        let (sender, read) = (self.sender.clone(), Arc::new(read));
+    fn employ_scout(&mut self, read: Arc<Read>) -> io::Result<()> {
+        let sender = self.sender.clone();
         let equip = move || Ok(service::scout(read.clone(), sender.clone()));
         self.scouts = Some(Crew::new("scout", equip)?);
         Ok(())
@@ -259,7 +279,9 @@ impl Run {
 
     fn next_events(&mut self, events: &mut Vec<Event>) {
         let service = self.service.as_ref().and_then(Service::next_due);
-        let due = self.engine.next_due().into_iter().chain(service).chain(self.ending).min();
+        let due = self.engine.next_due().into_iter().chain(service);
+        let due =
+            due.chain(self.ending).chain(self.farewell.as_ref().map(|(until, _)| *until)).min();
         let answer = match due {
             Some(due) => self.inbox.recv_deadline(self.epoch + due.since_start()),
             None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -272,13 +294,25 @@ impl Run {
             Ok(Answer::Event(Event::Stop)) => self.stop(events),
             Ok(Answer::Event(event)) => events.push(event),
             Ok(Answer::Found(finding)) => self.found(finding, events),
+            Ok(Answer::Asked(question, reply)) => self.asked(question, &reply, events),
             Ok(Answer::Reload) => self.reload(),
-            Err(RecvTimeoutError::Timeout) => {
-                let over = self.ending.is_some_and(|ending| ending <= self.now());
-                events.push(if over { Event::Stop } else { Event::Tick });
-            }
+            Err(RecvTimeoutError::Timeout) => self.timed_out(events),
             Err(RecvTimeoutError::Disconnected) => unreachable!("this is the other end"),
         }
+    }
+
+    fn timed_out(&mut self, events: &mut Vec<Event>) {
+        let now = self.now();
+        if self.farewell.take_if(|(until, _)| *until <= now).is_some() {
+            return self.stop(events);
+        }
+        let over = self.ending.is_some_and(|ending| ending <= now);
+        events.push(if over { Event::Stop } else { Event::Tick });
+    }
+
+    /// The files that are followed.
+    fn followed(&self) -> impl Iterator<Item = FileId> {
+        (0..).map(FileId).take(self.files.len()).filter(|file| self.engine.follows(*file))
     }
 
     fn take_back(&mut self, batch: &Batch, mut reaches: Vec<Reach>) {
@@ -332,7 +366,10 @@ impl Run {
                 *making = None;
                 *made |= updated.made;
             }
-            Report::LetGo(end) => self.let_go(file, end),
+            Report::LetGo(end) => {
+                self.let_go(file, end);
+                self.release(file, end);
+            }
             _ => {}
         }
     }

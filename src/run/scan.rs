@@ -13,6 +13,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::config::{Config, Errors, Found, Owners, Terms, owners};
 use crate::dm::Device;
 use crate::entry::entry;
+use crate::message::RegionId;
 use crate::mode::Mode;
 use crate::place::{Obstacle, Place};
 use crate::run::Entry;
@@ -34,6 +35,11 @@ impl Key {
             Mode::Path => what.extend_from_slice(path.as_os_str().as_encoded_bytes()),
         }
         Key(xxh3_64(&what))
+    }
+
+    /// Of a file that came with its group, which may have another group by a rule.
+    pub(super) fn of_group(device: Device, group: RegionId) -> Key {
+        Key(xxh3_64(format!("group {group} of {device}").as_bytes()))
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use log::{error, info, warn};
+use parking_lot::Mutex;
 
 use super::scan::{Errand, Finding, Fresh, Key, Require, Seen, Wanted};
 use super::{Answer, Outcome, Run};
@@ -26,6 +27,8 @@ pub type Read = Box<dyn Fn() -> Result<Config, Errors> + Send + Sync>;
 /// What the service knows beyond what the engine does.
 pub(super) struct Service {
     pub(super) wanted: Arc<Wanted>,
+    /// The same, for the threads of the socket.
+    pub(super) shared: Arc<Mutex<Arc<Wanted>>>,
     /// By what each file is found again.
     pub(super) keys: HashMap<Key, FileId>,
     /// Files that are not to be followed though a rule wants them, until the next reload.
@@ -53,8 +56,10 @@ pub(super) struct Claimed {
 
 impl Service {
     pub(super) fn new(config: Config) -> Service {
+        let wanted = Arc::new(Wanted::from(config));
         Service {
-            wanted: Arc::new(config.into()),
+            shared: Arc::new(Mutex::new(wanted.clone())),
+            wanted,
             keys: HashMap::new(),
             dismissed: HashSet::new(),
             unfit: HashMap::new(),
@@ -142,6 +147,7 @@ impl Run {
         service.config_error = None;
         service.dismissed.clear();
         service.wanted = Arc::new(config.into());
+        service.shared.lock().clone_from(&service.wanted);
         service.scan_due = now;
         info!("the configuration is in force, with {} entries", service.wanted.terms.len());
     }
@@ -227,11 +233,13 @@ impl Run {
     }
 
     fn aliases(&self) -> impl Iterator<Item = Vec<u8>> {
-        let files =
-            self.files.iter().enumerate().filter(|(at, _)| {
-                u32::try_from(*at).is_ok_and(|at| self.engine.follows(FileId(at)))
-            });
-        files.map(|(_, file)| file.alias())
+        self.followed().map(|file| self.files[file.index()].alias())
+    }
+
+    /// Whether as many files are followed as may be.
+    pub(super) fn is_full(&self) -> bool {
+        let max = self.service.as_ref().map(|service| service.settings().max_files);
+        max.is_some_and(|max| self.engine.len() >= max)
     }
 
     /// The file is not followed any more.
@@ -257,10 +265,8 @@ impl Run {
         self.ending = Some(self.now() + REMOVAL_MAX);
         self.service = None; // nothing new is followed from here on
         self.engine.set_patient(false);
-        for (at, file) in (0..).zip(&self.files) {
-            if self.engine.follows(FileId(at)) {
-                events.push(Event::Forget(FileId(at), file.made));
-            }
+        for file in self.followed() {
+            events.push(Event::Forget(file, self.files[file.index()].made));
         }
         events.push(Event::Tick); // there may be none
     }

@@ -1,0 +1,364 @@
+//! What is asked on the control socket, and what the service answers.
+//!
+//! Whatever touches a file or a device is done by the thread of the connection; main is only asked
+//! for what it knows, and told what to do.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crossbeam_channel::{Sender, bounded};
+use parking_lot::Mutex;
+
+use super::scan::{Finding, Fresh, Key, Wanted};
+use super::service::Read;
+use super::{Answer, Run};
+use crate::config::Terms;
+use crate::dm::{Device, Dm};
+use crate::engine::{self, End, Event, FileId, Report, State};
+use crate::entry::{entry, mark, uuid};
+use crate::extent::SECTOR_BYTES;
+use crate::message::RegionId;
+use crate::mode::Mode;
+use crate::place::{self, Place};
+use crate::request::{
+    DeviceState, DeviceStatus, FilePath, FileStatus, Follow, Reply, Request, ServiceStatus, Status,
+};
+use crate::sample;
+use crate::socket::{self, Peer, Release};
+use crate::update;
+
+/// How long a client waits for main before it is told that the service is busy.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// From when on a device counts as stuck.
+const STUCK: Duration = Duration::from_secs(5);
+
+/// How long a client that asks for the end may take to hear that it comes.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// What is asked of main.
+pub(super) enum Question {
+    Status(Option<PathBuf>),
+    Add(Box<Fresh>),
+    /// A file with its group; who waits for its end, if somebody does.
+    Follow(Box<Fresh>, Option<Release>),
+    Remove(PathBuf),
+    Stop(Release),
+    /// The client that waited for this file's end has gone.
+    Abandoned(Key),
+}
+
+/// What the threads of the socket know.
+pub(super) struct Desk<O> {
+    pub(super) main: Sender<Answer>,
+    pub(super) wanted: Arc<Mutex<Arc<Wanted>>>,
+    pub(super) read: Arc<Read>,
+    pub(super) open: O,
+    pub(super) claim: u32,
+}
+
+impl<O, D> Desk<O>
+where
+    O: Fn() -> io::Result<D> + Send + Sync + 'static,
+    D: Dm,
+{
+    /// Answers a request, on the thread of its connection.
+    pub(super) fn answer(
+        &self,
+        request: Request,
+        fd: Option<OwnedFd>,
+        peer: &Peer,
+    ) -> socket::Answer {
+        let answer = match (request, fd) {
+            (Request::Status { path }, _) => {
+                Ok(self.ask(Question::Status(path.map(|path| path.0))))
+            }
+            (Request::Add { path, mode, alias }, _) => self.add(&path.0, mode, alias.as_deref()),
+            (Request::Remove { path }, _) => Ok(self.ask(Question::Remove(path.0))),
+            (Request::Reload, _) => self.reload(),
+            (Request::Stop, _) => return self.stop(peer),
+            (Request::Follow(follow), Some(fd)) => {
+                return self.follow(&follow, fd.into(), peer).unwrap_or_else(refusal);
+            }
+            (Request::Follow(_), None) => Err("no descriptor came with it".to_owned()),
+        };
+        answer.map_or_else(refusal, socket::Answer::Now)
+    }
+
+    fn ask(&self, question: Question) -> Reply {
+        let (reply, replied) = bounded(1);
+        if self.main.send(Answer::Asked(question, reply)).is_err() {
+            return Reply::Error("the service is ending".to_owned());
+        }
+        replied.recv_timeout(PATIENCE).unwrap_or_else(|_| {
+            Reply::Error(format!("the service has not answered for {PATIENCE:?}; try again"))
+        })
+    }
+
+    fn add(&self, path: &Path, mode: Mode, alias: Option<&str>) -> Result<Reply, String> {
+        let wanted = self.wanted.lock().clone();
+        let mut terms = Terms { mode, ..Terms::clone(&wanted.base) };
+        if let Some(alias) = alias {
+            terms.alias = alias.parse().map_err(|error| format!("the alias {alias:?}: {error}"))?;
+        }
+        let file = sample::open_regular(path).map_err(|error| error.to_string())?;
+        let place = place::require(&file).map_err(|obstacle| obstacle.to_string())?;
+        let fresh = fresh(path, None, &place, None, Arc::new(terms));
+        Ok(self.ask(Question::Add(Box::new(fresh))))
+    }
+
+    fn reload(&self) -> Result<Reply, String> {
+        let read = (self.read)();
+        let outcome = match &read {
+            Ok(config) => Ok(format!("in force, with {} entries", config.rules.len())),
+            Err(errors) => Err(errors.to_string()),
+        };
+        self.main.send(Answer::Found(Finding::Reloaded(read))).ok(); // ending: nothing to reload
+        outcome.map(Reply::Ok)
+    }
+
+    fn stop(&self, peer: &Peer) -> socket::Answer {
+        let main = self.main.clone();
+        // It has heard the answer when it hangs up.
+        let (later, release) = peer.later(move || {
+            main.send(Answer::Event(Event::Stop)).ok(); // ending already
+        });
+        match self.ask(Question::Stop(release)) {
+            ok @ Reply::Ok(_) => socket::Answer::Later(ok, later),
+            other => socket::Answer::Now(other),
+        }
+    }
+
+    /// Takes a file over from lvm2's command line.
+    fn follow(&self, follow: &Follow, file: File, peer: &Peer) -> Result<socket::Answer, String> {
+        let place = place::require(&file).map_err(|obstacle| obstacle.to_string())?;
+        let path = &follow.path.0;
+        let same = || sample::open_regular(path).ok().and_then(|file| place::locate(&file).ok());
+        if follow.mode == Mode::Path && same().as_ref() != Some(&place) {
+            return Err(format!("{}: it is another file from here", path.display()));
+        }
+        let mark = mark(path, follow.mode, &place);
+        let id = RegionId(follow.group_id);
+        let mut dm = (self.open)().map_err(|error| error.to_string())?;
+        let group = update::adopt(&mut dm, place.device, id, mark, self.claim)
+            .map_err(|error| format!("on {}: {error}", place.device))?;
+        let wanted = self.wanted.lock().clone();
+        let terms = Arc::new(Terms { mode: follow.mode, ..Terms::clone(&wanted.base) });
+        let mut fresh = Box::new(fresh(path, Some(file), &place, Some(group), terms));
+        fresh.key = Key::of_group(place.device, id);
+        if !follow.foreground {
+            return Ok(socket::Answer::Now(self.ask(Question::Follow(fresh, None))));
+        }
+        let (main, key) = (self.main.clone(), fresh.key);
+        let (later, release) = peer.later(move || {
+            let (reply, _) = bounded(1);
+            main.send(Answer::Asked(Question::Abandoned(key), reply)).ok(); // ending
+        });
+        Ok(match self.ask(Question::Follow(fresh, Some(release))) {
+            ok @ Reply::Ok(_) => socket::Answer::Later(ok, later),
+            other => socket::Answer::Now(other),
+        })
+    }
+}
+
+fn refusal(why: String) -> socket::Answer {
+    socket::Answer::Now(Reply::Error(why))
+}
+
+fn fresh(
+    path: &Path,
+    open: Option<File>,
+    place: &Place,
+    group: Option<update::Group>,
+    terms: Arc<Terms>,
+) -> Fresh {
+    let key = Key::new(terms.mode, path, place.device, place.inode);
+    let template = terms.template(Vec::new());
+    let entry = entry(open, path, terms.mode, place, group, template, terms.pace());
+    Fresh { key, terms, rule: None, entry }
+}
+
+impl Run {
+    /// Answers what only main knows. A reply that nobody waits for any more is lost.
+    pub(super) fn asked(
+        &mut self,
+        question: Question,
+        reply: &Sender<Reply>,
+        events: &mut Vec<Event>,
+    ) {
+        let answer = match question {
+            Question::Status(path) => Reply::Status(Box::new(self.status(path.as_deref()))),
+            Question::Add(fresh) => self.add(*fresh),
+            Question::Follow(fresh, release) => self.take_over(*fresh, release),
+            Question::Remove(path) => self.remove(&path, events),
+            Question::Stop(release) => {
+                self.farewell = Some((self.now() + FAREWELL, release));
+                Reply::Ok("ending".to_owned())
+            }
+            Question::Abandoned(key) => {
+                events.extend(self.file_of(key).map(|file| Event::Forget(file, false)));
+                return;
+            }
+        };
+        reply.send(answer).ok();
+    }
+
+    fn add(&mut self, fresh: Fresh) -> Reply {
+        let name = fresh.entry.reach.path.display().to_string();
+        if self.file_of(fresh.key).is_some() {
+            return Reply::Error(format!("{name} is followed already"));
+        }
+        if self.is_full() {
+            return Reply::Error(format!("{name}: max_files are followed already"));
+        }
+        self.welcome(vec![fresh]);
+        Reply::Ok(format!("following {name}"))
+    }
+
+    fn take_over(&mut self, fresh: Fresh, release: Option<Release>) -> Reply {
+        if self.is_full() {
+            return Reply::Error("max_files are followed already".to_owned());
+        }
+        let file = match self.follower(&fresh.entry.spec) {
+            Some(file) => file, // this very group is followed here
+            None => self.welcome(vec![fresh])[0],
+        };
+        if let Some(release) = release {
+            self.releases.entry(file).or_default().push(release);
+        }
+        Reply::Ok("following".to_owned())
+    }
+
+    /// The file that is followed with this group.
+    fn follower(&self, spec: &engine::Spec) -> Option<FileId> {
+        let (now, group) = (self.now(), spec.group.map(|group| group.id)?);
+        self.followed().find(|file| {
+            let status = self.engine.file_status(now, *file);
+            status.is_some_and(|at| at.device == spec.device && at.group == Some(group))
+        })
+    }
+
+    fn remove(&mut self, path: &Path, events: &mut Vec<Event>) -> Reply {
+        let files: Vec<FileId> = self.followed().filter(|file| self.is_at(*file, path)).collect();
+        if files.is_empty() {
+            return Reply::Error(format!("{} is not followed", path.display()));
+        }
+        for file in files {
+            self.dismiss(file);
+            events.push(Event::Forget(file, true));
+        }
+        Reply::Ok(format!("{} is not followed any more", path.display()))
+    }
+
+    fn is_at(&self, file: FileId, path: &Path) -> bool {
+        *self.files[file.index()].path == *path
+    }
+
+    /// Lets go who waited for the file's end.
+    pub(super) fn release(&mut self, file: FileId, end: &End) {
+        for release in self.releases.remove(&file).unwrap_or_default() {
+            release.reply(Reply::Ok(Report::LetGo(end.clone()).to_string()));
+        }
+    }
+
+    fn status(&self, path: Option<&Path>) -> Status {
+        let now = self.now();
+        let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let devices: Vec<DeviceStatus> =
+            self.engine.device_statuses(now).map(|status| device_status(&status)).collect();
+        let wanted = |file: &FileId| path.is_none_or(|path| self.is_at(*file, path));
+        let files = self.followed().filter(wanted).filter_map(|file| {
+            let status = self.engine.file_status(now, file)?;
+            let file = &self.files[file.index()];
+            let alias = String::from_utf8_lossy(&file.alias()).into_owned();
+            let name = devices.iter().find(|device| device.device == status.device.to_string());
+            let device_name = name.map(|device| device.name.clone()).unwrap_or_default();
+            let changed = status.changed.map(|at| clock.saturating_sub(now.since(at)).as_secs());
+            Some(file_status(&file.path, &status, alias, device_name, changed))
+        });
+        let mut files: Vec<FileStatus> = files.collect();
+        let unfit = self.service.iter().flat_map(|service| &service.unfit);
+        let unfit = unfit.filter(|(at, _)| path.is_none_or(|path| *at == path));
+        files.extend(unfit.map(|(path, why)| unfit_status(path, why)));
+        let lag = self.followed().filter_map(|file| self.engine.file_status(now, file));
+        let service = ServiceStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: now.since_start().as_secs_f64(),
+            files: self.engine.len() as u64,
+            lag_seconds: lag.map(|file| file.lag).max().unwrap_or_default().as_secs_f64(),
+            config_error: self.service.as_ref().and_then(|service| service.config_error.clone()),
+        };
+        Status { service, devices, files }
+    }
+}
+
+fn device_status(status: &engine::DeviceStatus) -> DeviceStatus {
+    let (name, _) = crate::entry::describe(status.device);
+    let state = match name.is_empty() {
+        true => DeviceState::Gone,
+        false if status.busy >= STUCK => DeviceState::Stuck,
+        false => DeviceState::Ok,
+    };
+    DeviceStatus {
+        device: status.device.to_string(),
+        name,
+        uuid: uuid(status.device),
+        files: status.files as u64,
+        state,
+        creates: status.creates,
+        stuck_seconds: if state == DeviceState::Stuck { status.busy.as_secs_f64() } else { 0.0 },
+    }
+}
+
+fn file_status(
+    path: &Path,
+    status: &engine::FileStatus<'_>,
+    alias: String,
+    device_name: String,
+    last_change_unix_seconds: Option<u64>,
+) -> FileStatus {
+    let mapped_bytes = status.sectors * SECTOR_BYTES;
+    FileStatus {
+        path: FilePath(path.to_owned()),
+        mode: status.mode,
+        device: status.device.to_string(),
+        device_name,
+        group: status.group.map(|group| group.0),
+        regions: status.regions,
+        extents: status.extents,
+        mapped_bytes,
+        unmapped_bytes: status.size.unwrap_or(0).saturating_sub(mapped_bytes),
+        state: status.state.as_str().to_owned(),
+        last_change_unix_seconds,
+        last_error: status.failing.map(str::to_owned),
+        lag_seconds: status.lag.as_secs_f64(),
+        interval_seconds: status.interval.as_secs_f64(),
+        alias,
+    }
+}
+
+/// A file that is wanted and cannot be followed.
+fn unfit_status(path: &Path, why: &str) -> FileStatus {
+    let none = engine::FileStatus {
+        file: FileId(0),
+        mode: Mode::default(),
+        device: Device { major: 0, minor: 0 },
+        group: None,
+        regions: 0,
+        extents: 0,
+        sectors: 0,
+        size: None,
+        state: State::New,
+        changed: None,
+        failing: Some(why),
+        lag: Duration::ZERO,
+        interval: Duration::ZERO,
+    };
+    let status = file_status(path, &none, String::new(), String::new(), None);
+    FileStatus { state: "unfit".to_owned(), ..status }
+}
