@@ -188,5 +188,5 @@ fn init_log(log_level: u8) {
         2 => LevelFilter::Debug,
         _ => LevelFilter::Trace,
     };
-    env_logger::Builder::new().filter_level(level).format(super::log_line).init();
+    super::start_log(level);
 }

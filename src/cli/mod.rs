@@ -11,14 +11,18 @@ mod run;
 mod service;
 mod update;
 
+use std::env;
 use std::error::Error as _;
 use std::ffi::OsString;
 use std::fmt::Display;
+use std::fs::File;
 use std::io::{self, Write as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use log::Level;
+use log::{Level, LevelFilter};
 
 use crate::kernel::control::{OpenError, OpenErrorKind};
 use crate::{compat, config};
@@ -121,6 +125,32 @@ enum Command {
     Reload(service::Socket),
     /// End the service; the groups stay
     Stop(service::Socket),
+}
+
+/// Starts the log on stderr, with lines of this level and worse.
+fn start_log(level: LevelFilter) {
+    let line = if is_stderr_the_journal() { journal_line } else { log_line };
+    env_logger::Builder::new().filter_level(level).format(line).init();
+}
+
+/// Whether systemd reads stderr for the journal, as it says in `JOURNAL_STREAM` (systemd.exec(5)).
+fn is_stderr_the_journal() -> bool {
+    let Some(stream) = env::var_os("JOURNAL_STREAM") else { return false };
+    let Ok(stderr) = io::stderr().as_fd().try_clone_to_owned() else { return false };
+    let metadata = File::from(stderr).metadata();
+    metadata.is_ok_and(|at| *stream == *format!("{}:{}", at.dev(), at.ino()))
+}
+
+/// One line for the journal, which knows who speaks: how bad it is (sd-daemon(3)), and what.
+fn journal_line(out: &mut env_logger::fmt::Formatter, record: &log::Record<'_>) -> io::Result<()> {
+    let priority = match record.level() {
+        Level::Error => 3,
+        Level::Warn => 4,
+        Level::Info => 6,
+        Level::Debug | Level::Trace => 7,
+    };
+    let text = record.args().to_string();
+    text.lines().try_for_each(|line| writeln!(out, "<{priority}>{line}"))
 }
 
 /// One line of the log: who speaks, and how bad it is where it is.

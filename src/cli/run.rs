@@ -40,7 +40,7 @@ pub fn main(arguments: Arguments) -> Result<Exit, Failure> {
         (_, true) => LevelFilter::Warn,
         _ => LevelFilter::Info,
     };
-    env_logger::Builder::new().filter_level(level).format(super::log_line).init();
+    super::start_log(level);
     let config = arguments.overrides.read()?;
     if arguments.files.dry_run {
         end_at_broken_pipe();

@@ -10,6 +10,7 @@ mod crew;
 mod jobs;
 mod scan;
 mod service;
+mod supervisor;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -37,6 +38,7 @@ use jobs::{Order, Sample};
 use scan::{Errand, Finding};
 pub use service::Read;
 use service::{Claimed, Service};
+use supervisor::Supervisor;
 
 /// A file to follow, and what to do for it.
 #[derive(Debug)]
@@ -122,8 +124,10 @@ pub fn serve<D: Dm + Send + 'static>(
     run.service = Some(service);
     let answer = move |request, fd, peer: &_| desk.answer(request, fd, peer);
     let server = path.map(|path| socket::serve(&path, answer)).transpose()?;
+    supervisor::ready();
     ready();
     let outcome = run.serve();
+    supervisor::stopping();
     drop(server); // nobody is left who would answer
     Ok(outcome)
 }
@@ -142,6 +146,7 @@ struct Run {
     releases: HashMap<FileId, Vec<Release>>,
     /// Until when who asked for the end may take to hear so.
     farewell: Option<(Time, Release)>,
+    supervisor: Supervisor,
     /// Whether the groups that this process made are deleted at the end.
     remove_on_exit: bool,
     /// When the groups that are deleted at the end must have gone.
@@ -202,6 +207,7 @@ impl Run {
             service: None,
             releases: HashMap::new(),
             farewell: None,
+            supervisor: Supervisor::new(),
             remove_on_exit: false,
             ending: None,
             spare: Vec::new(),
@@ -272,17 +278,14 @@ impl Run {
                     self.act(action);
                 }
             }
+            self.supervisor.engine_lives(self.now());
             self.look_around(self.now());
             self.next_events(&mut events);
         }
     }
 
     fn next_events(&mut self, events: &mut Vec<Event>) {
-        let service = self.service.as_ref().and_then(Service::next_due);
-        let due = self.engine.next_due().into_iter().chain(service);
-        let due =
-            due.chain(self.ending).chain(self.farewell.as_ref().map(|(until, _)| *until)).min();
-        let answer = match due {
+        let answer = match self.next_due() {
             Some(due) => self.inbox.recv_deadline(self.epoch + due.since_start()),
             None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
@@ -299,6 +302,13 @@ impl Run {
             Err(RecvTimeoutError::Timeout) => self.timed_out(events),
             Err(RecvTimeoutError::Disconnected) => unreachable!("this is the other end"),
         }
+    }
+
+    fn next_due(&self) -> Option<Time> {
+        let service = self.service.as_ref().and_then(Service::next_due);
+        let farewell = self.farewell.as_ref().map(|(until, _)| *until);
+        let dues = [self.engine.next_due(), service, self.supervisor.next_due(), farewell];
+        dues.into_iter().chain([self.ending]).flatten().min()
     }
 
     fn timed_out(&mut self, events: &mut Vec<Event>) {

@@ -9,7 +9,7 @@ use log::{error, info, warn};
 use parking_lot::Mutex;
 
 use super::scan::{Errand, Finding, Fresh, Key, Require, Seen, Wanted};
-use super::{Answer, Outcome, Run};
+use super::{Answer, Outcome, Run, supervisor};
 use crate::config::{Config, Errors, Nameless, Settings, Terms, unique_aliases};
 use crate::engine::{End, Event, FileId, Time};
 use crate::group::safe_alias;
@@ -75,6 +75,11 @@ impl Service {
         &self.wanted.config.settings
     }
 
+    /// Files that are wanted and cannot be followed.
+    fn unfit(&self) -> usize {
+        self.unfit.len()
+    }
+
     /// When something is to be done without an event.
     pub(super) fn next_due(&self) -> Option<Time> {
         self.scanning.is_none().then_some(self.scan_due)
@@ -114,6 +119,7 @@ impl Run {
 
     pub(super) fn reload(&mut self) {
         info!("reading the configuration again");
+        supervisor::reloading();
         self.scout(Errand::Reload);
     }
 
@@ -129,6 +135,7 @@ impl Run {
             Finding::Reloaded(Ok(config)) => self.reloaded(config),
             Finding::Reloaded(Err(errors)) => {
                 error!("{errors}\nthe configuration from before stays in force");
+                supervisor::ready();
                 if let Some(service) = &mut self.service {
                     service.config_error = Some(errors.to_string());
                 }
@@ -150,6 +157,7 @@ impl Run {
         service.shared.lock().clone_from(&service.wanted);
         service.scan_due = now;
         info!("the configuration is in force, with {} entries", service.wanted.terms.len());
+        supervisor::ready();
     }
 
     /// Follows what is new, and lets go what is not wanted any more.
@@ -178,6 +186,8 @@ impl Run {
             }
         }
         self.welcome(fresh);
+        let (files, unfit) = (self.engine.len(), self.service.as_ref().map_or(0, Service::unfit));
+        self.supervisor.say(format!("following {files} file(s); {unfit} cannot be followed"));
     }
 
     /// A file that is followed is wanted by this rule now, which may say something else than the
