@@ -44,7 +44,7 @@ mod error;
 mod orphans;
 mod ours;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use crate::dm::{Device, Dm, Turn};
 use crate::extent::{Extent, Extents, Fingerprint};
@@ -267,9 +267,44 @@ pub enum Standing {
 /// Those of the listing.
 pub fn look(dm: impl Dm, device: Device, groups: &[Group]) -> Result<Vec<Standing>, Error> {
     let listing = Conversation::new(dm, device).list()?;
-    let rows = parse_list(&listing)?;
-    let stand = |group: &Group| Ours::among(&rows, group.mark, Some(group.id)).stand(group.claim);
+    let rows = ByMark::new(&parse_list(&listing)?);
+    let stand = |group: &Group| {
+        let near = rows.around(group.mark);
+        Ours::among(&near, group.mark, Some(group.id)).stand(group.claim)
+    };
     Ok(groups.iter().map(stand).collect())
+}
+
+/// A listing, so that not every group has to go through all of it.
+struct ByMark<'a> {
+    marked: HashMap<Mark, Vec<Region<'a>>>,
+    others: Vec<Region<'a>>,
+}
+
+impl<'a> ByMark<'a> {
+    fn new(rows: &[Region<'a>]) -> ByMark<'a> {
+        let mut by_mark = ByMark { marked: HashMap::new(), others: Vec::new() };
+        for row in rows {
+            match Mark::of(row) {
+                Some(mark) => by_mark.marked.entry(mark).or_default().push(*row),
+                None => by_mark.others.push(*row),
+            }
+        }
+        by_mark
+    }
+
+    /// The rows that bear the mark or are named by one that does, by rising id.
+    fn around(&self, mark: Mark) -> Vec<Region<'a>> {
+        let mut near = self.marked.get(&mark).cloned().unwrap_or_default();
+        let named: Vec<_> = near.iter().filter_map(Descriptor::of).map(|it| it.members).collect();
+        let is_named = |row: &&Region<'_>| named.iter().any(|members| members.contains(row.id));
+        let found = near.iter().filter(is_named).count() as u64;
+        if named.iter().any(|members| members.count() > found) {
+            near.extend(self.others.iter().filter(is_named));
+            near.sort_unstable_by_key(|row| row.id);
+        }
+        near
+    }
 }
 
 /// Deletes the group and every region that bears its mark. Gives how many regions those were.
@@ -330,11 +365,7 @@ fn carry_out<D: Dm>(
         };
         if delta.create.is_empty() {
             ours.mark_doomed(kernel, &delta)?;
-            return match commit(kernel, &rows, &ours, &model, &delta, &created) {
-                // The leader is gone since the listing: nothing was named, nothing will be.
-                Err(error) if error.is_no_region() => Err(take_back(kernel, &created, error)),
-                outcome => outcome,
-            };
+            return commit(kernel, &rows, &ours, &model, &delta, &created);
         }
         for &extent in &delta.create {
             match kernel.create(extent, &model) {
@@ -389,7 +420,11 @@ fn commit<D: Dm>(
     let leader = *members.first().expect("the wanted map is never empty, so there is a member");
     let aux = model.naming(&members);
     if row(rows, leader).is_none_or(|region| region.aux != aux) {
-        kernel.set_aux(leader, &aux)?;
+        match kernel.set_aux(leader, &aux) {
+            // It is gone since the listing: nothing was named, nothing will be.
+            Err(error) if error.is_no_region() => return Err(take_back(kernel, created, error)),
+            outcome => outcome?,
+        }
     }
     ours.retire_and_clean(kernel, &members, delta)?;
 
