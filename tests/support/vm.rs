@@ -1,4 +1,5 @@
-//! Tests that need device-mapper, run in a kernel of their own by `contrib/vm/run`.
+//! Tests that need device-mapper, run in a kernel of their own by `contrib/vm/run`: User-Mode Linux,
+//! or the one whose folder `DMFILEMAPD_TEST_KERNEL` names, with two CPUs.
 //!
 //! Such a test begins with
 //!
@@ -22,13 +23,19 @@ use std::process::{Command, Output, Stdio};
 use dmfilemapd::dm::Device;
 
 const INSIDE: &str = "DMFILEMAPD_IN_VM";
+const KERNEL: &str = "DMFILEMAPD_TEST_KERNEL";
+
+/// How long the kernel of a test may run, in seconds. An emulated one gets much more.
+const LIMIT: u32 = 900;
+const LIMIT_EMULATED: u32 = 3600;
 
 /// Whether this is the kernel in which the test `name` is to run; if not, the test has run when
 /// this returns.
 ///
 /// # Panics
 ///
-/// The test failed, or did not run; or the host lacks what it takes, and `CI` is set.
+/// The test failed, or did not run; or the host lacks what it takes, and `CI` is set or a kernel was
+/// asked for by name.
 pub fn inside(name: &str) -> bool {
     if env::var_os(INSIDE).is_some() {
         return true;
@@ -36,7 +43,8 @@ pub fn inside(name: &str) -> bool {
     let output = boot(name);
     let (stdout, stderr) = text_of(&output);
     if output.status.code() == Some(125) && stderr.contains(" is missing: ") {
-        assert!(env::var_os("CI").is_none(), "{name} cannot run here: {stderr}");
+        let must = ["CI", KERNEL].iter().any(|name| env::var_os(name).is_some());
+        assert!(!must, "{name} cannot run here: {stderr}");
         // Not with a macro: what those print is shown only if the test fails.
         let _ = writeln!(io::stderr(), "SKIPPED {name}: {}", stderr.trim_end());
         return false;
@@ -48,11 +56,15 @@ pub fn inside(name: &str) -> bool {
     false
 }
 
-/// Runs the test in a kernel, for a quarter of an hour at most.
+/// Runs the test in a kernel.
 fn boot(name: &str) -> Output {
     let runner = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/vm/run");
+    let kernel = env::var_os(KERNEL);
+    let limit = if kernel.is_some() { LIMIT_EMULATED } else { LIMIT };
+    let emulated = kernel.into_iter().flat_map(|folder| ["-q".into(), folder]);
     Command::new(&runner)
-        .args(["-t", "900", "--"])
+        .args(emulated)
+        .args(["-t", &limit.to_string(), "--"])
         // As the command itself it is seen in there, wherever it lies.
         .arg(env::current_exe().expect("the test knows its program"))
         .env(INSIDE, "1")
