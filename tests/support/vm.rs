@@ -1,5 +1,5 @@
-//! Tests that need device-mapper, run in a kernel of their own by `contrib/vm/run`: User-Mode Linux,
-//! or the one whose folder `DMFILEMAPD_TEST_KERNEL` names, with two CPUs.
+//! Tests that need device-mapper, run in a kernel of their own by `contrib/vm/run`: User-Mode
+//! Linux, or the one whose folder `DMFILEMAPD_TEST_KERNEL` names, with two CPUs.
 //!
 //! Such a test begins with
 //!
@@ -34,8 +34,8 @@ const LIMIT_EMULATED: u32 = 3600;
 ///
 /// # Panics
 ///
-/// The test failed, or did not run; or the host lacks what it takes, and `CI` is set or a kernel was
-/// asked for by name.
+/// The test failed, or did not run; or the host lacks what it takes, and `CI` is set or a kernel
+/// was asked for by name.
 pub fn inside(name: &str) -> bool {
     if env::var_os(INSIDE).is_some() {
         return true;
