@@ -1,4 +1,5 @@
-//! Tests that need device-mapper, run in a kernel of their own by `contrib/vm/run`.
+//! Tests that need device-mapper, run in a kernel of their own by `contrib/vm/run`: User-Mode
+//! Linux, or the one whose folder `TEST_KERNEL` names, with two CPUs.
 //!
 //! Such a test begins with
 //!
@@ -14,6 +15,7 @@
 #![allow(dead_code)] // each file of tests uses its share
 
 use std::env;
+use std::ffi::OsString;
 use std::io::{self, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -22,21 +24,43 @@ use std::process::{Command, Output, Stdio};
 use dmfilemapd::dm::Device;
 
 const INSIDE: &str = "TEST_IN_VM";
+const KERNEL: &str = "TEST_KERNEL";
+
+/// How long the kernel of a test may run, in seconds, and its memory. An emulated one gets more; as
+/// it is built for 8,192 CPUs, each region takes 128 KiB of it.
+const LIMITS: [&str; 4] = ["-t", "900", "-m", "1G"];
+const LIMITS_EMULATED: [&str; 4] = ["-t", "3600", "-m", "2G"];
 
 /// Whether this is the kernel in which the test `name` is to run; if not, the test has run when
 /// this returns.
 ///
 /// # Panics
 ///
-/// The test failed, or did not run; or the host lacks what it takes, and `CI` is set.
+/// The test failed, or did not run; or the host lacks what it takes, and `CI` is set or a kernel
+/// was asked for by name.
 pub fn inside(name: &str) -> bool {
+    inside_of(env::var_os(KERNEL), name)
+}
+
+/// Likewise, but User-Mode Linux it is, whatever kernel the environment names: for what depends on
+/// its version or the number of its CPUs.
+///
+/// # Panics
+///
+/// As [`inside`].
+pub fn inside_uml(name: &str) -> bool {
+    inside_of(None, name)
+}
+
+fn inside_of(kernel: Option<OsString>, name: &str) -> bool {
     if env::var_os(INSIDE).is_some() {
         return true;
     }
-    let output = boot(name);
+    let must = env::var_os("CI").is_some() || kernel.is_some();
+    let output = boot(kernel, name);
     let (stdout, stderr) = text_of(&output);
     if output.status.code() == Some(125) && stderr.contains(" is missing: ") {
-        assert!(env::var_os("CI").is_none(), "{name} cannot run here: {stderr}");
+        assert!(!must, "{name} cannot run here: {stderr}");
         // Not with a macro: what those print is shown only if the test fails.
         let _ = writeln!(io::stderr(), "SKIPPED {name}: {}", stderr.trim_end());
         return false;
@@ -48,11 +72,15 @@ pub fn inside(name: &str) -> bool {
     false
 }
 
-/// Runs the test in a kernel, for a quarter of an hour at most.
-fn boot(name: &str) -> Output {
+/// Runs the test in the kernel of that folder, or in User-Mode Linux.
+fn boot(kernel: Option<OsString>, name: &str) -> Output {
     let runner = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/vm/run");
+    let limits = if kernel.is_some() { LIMITS_EMULATED } else { LIMITS };
+    let emulated = kernel.into_iter().flat_map(|folder| ["-q".into(), folder]);
     Command::new(&runner)
-        .args(["-t", "900", "--"])
+        .args(emulated)
+        .args(limits)
+        .arg("--")
         // As the command itself it is seen in there, wherever it lies.
         .arg(env::current_exe().expect("the test knows its program"))
         .env(INSIDE, "1")
