@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::event::Action;
 use super::followed::Job;
 use super::time::Time;
-use super::{End, Engine, FileId, Report, SWEEP_SHARE};
+use super::{End, Engine, FileId, Report, SWEEP_MAX, SWEEP_SHARE};
 use crate::dm::Device;
 use crate::group::REWRITE_MAX;
 use crate::update::{self, Standing, Updated};
@@ -118,7 +118,7 @@ impl Engine {
         let interval = self.settings.sweep;
         if let Some(lane) = self.lane_of(device) {
             let took = lane.ordering.take().map_or(Duration::ZERO, |began| now.since(began));
-            lane.sweep = now + interval.max(took * SWEEP_SHARE);
+            lane.sweep = now + interval.max(took.saturating_mul(SWEEP_SHARE).min(SWEEP_MAX));
         }
         match outcome {
             Ok(standings) => {
