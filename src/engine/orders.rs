@@ -143,6 +143,9 @@ impl Engine {
         if matches!(followed.job, Job::Update | Job::Remove) {
             return; // what was seen is older than what is under way
         }
+        if followed.end().is_some() {
+            return; // half of it is deleted, and the rest will be tried again
+        }
         match standing {
             Standing::Gone => {
                 self.let_go(file, End::NotOurs(update::Error::Gone.to_string()), actions);
