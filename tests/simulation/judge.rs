@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use dmfilemapd::dm::Device;
+use dmfilemapd::dm::{Device, Dm as _};
 use dmfilemapd::engine::State;
 use dmfilemapd::extent::{Extent, Extents};
 use dmfilemapd::update::{ANCHOR, Group};
@@ -46,6 +46,7 @@ impl World {
         if self.table.vandalised {
             return;
         }
+        self.table.broken.retain(|broken| *broken != (device, group.mark.key));
         let Some(listing) = self.table.listing(device) else { return };
         if groups(Reader::Old, &listing).is_err() || groups(Reader::New, &listing).is_err() {
             return; // somebody spoiled another group, which is not yet found out
@@ -92,6 +93,21 @@ impl World {
             for row in rows(&listing).unwrap() {
                 let orphan = row.aux().starts_with(b"fm=") && !named.contains(&row.id);
                 assert!(!orphan, "{}", row.line.escape_ascii());
+            }
+        }
+    }
+
+    /// An administrator takes down the groups that nobody follows: nobody mends them either.
+    pub fn sweep_up(&mut self) {
+        for at in 0..self.disks.len() {
+            let device = self.disks[at].device;
+            let listing = self.table.listing(device).unwrap_or_default();
+            for row in rows(&listing).unwrap() {
+                let followed = |key| self.service.as_ref().unwrap().follows_key(device, key);
+                if row.aux().starts_with(b"DMS_GROUP") && !key_in(row.tail).is_some_and(followed) {
+                    let text = format!("@stats_set_aux {} -", row.id);
+                    self.table.memory.message(device, text.as_bytes()).unwrap();
+                }
             }
         }
     }

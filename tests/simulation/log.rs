@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-const LINES_MAX: usize = 120;
+const LINES_MAX: usize = 300;
 
 /// The last lines, shared by all who write them.
 #[derive(Clone, Debug, Default)]
@@ -22,12 +22,16 @@ impl Log {
     }
 
     pub fn say(&self, line: impl FnOnce() -> String) {
+        let line = line();
+        if line.is_empty() {
+            return;
+        }
         let mut inner = self.0.borrow_mut();
         if inner.lines.len() == LINES_MAX {
             inner.lines.pop_front();
         }
         let (seconds, rest) = (inner.now / 1_000_000, inner.now % 1_000_000);
-        inner.lines.push_back(format!("{seconds:5}.{rest:06} {}", line()));
+        inner.lines.push_back(format!("{seconds:5}.{rest:06} {line}"));
     }
 
     pub fn tell(&self) {

@@ -9,6 +9,7 @@ use dmfilemapd::engine::{
 };
 use dmfilemapd::extent::Extents;
 use dmfilemapd::group::Mark;
+use dmfilemapd::sight::Sight;
 use dmfilemapd::update::{self, Group, Template};
 
 use super::table::{Last, key_in};
@@ -115,6 +116,25 @@ fn micros(time: Time) -> u64 {
     u64::try_from(time.since_start().as_nanos().div_ceil(1000)).unwrap()
 }
 
+/// What happened, as far as anything did.
+fn line(event: &Event) -> String {
+    match event {
+        Event::Looked(batch) => {
+            let news = batch.looks.iter().filter(|look| look.sight != Sight::Same);
+            let news = news.map(|look| match &look.sight {
+                Sight::Mapped(stamp, map) => format!(
+                    " {:?} [{} {} {:?} {}]",
+                    look.file, stamp.inode, stamp.changed, map.extents, map.torn
+                ),
+                sight => format!(" {:?} {sight:?}", look.file),
+            });
+            news.fold(String::new(), |line, news| line + &news)
+        }
+        Event::Swept(_, Ok(_)) | Event::Gauged(..) | Event::Tick => String::new(),
+        event => format!("{event:?}"),
+    }
+}
+
 impl What {
     fn device(&self) -> Device {
         match self {
@@ -173,7 +193,7 @@ impl World {
         let mut actions = Vec::new();
         let Some(service) = &mut self.service else { return };
         if !matches!(event, Event::Tick) {
-            self.log.say(|| format!("{event:?}"));
+            self.log.say(|| line(&event));
         }
         service.engine.handle(time, event, &mut actions);
         for action in actions {
@@ -207,7 +227,9 @@ impl World {
     }
 
     fn act(&mut self, action: Action) {
-        self.log.say(|| format!("-> {action:?}"));
+        if !matches!(action, Action::Look(_) | Action::Sweep(..) | Action::Gauge(_)) {
+            self.log.say(|| format!("-> {action:?}"));
+        }
         let Some(service) = &mut self.service else { return };
         let making = |file: FileId| {
             let entry = &service.files[&file];

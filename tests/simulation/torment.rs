@@ -48,7 +48,7 @@ impl World {
         };
         let (stalls, failures) = (dice.pick(&[0, 0, 5, 50]), dice.pick(&[0, 0, 10]));
         // A lull is long enough for files to be left alone.
-        let gap = dice.pick(&[SECOND / 10, SECOND, SECOND, 10 * SECOND, 200 * SECOND]);
+        let gap = dice.pick(&[SECOND / 10, SECOND, SECOND, 10 * SECOND, 60 * SECOND]);
         self.set_weather(weather, stalls, failures, gap);
         self.log.say(|| format!("{weather:?}, stalls {stalls}, failures {failures}, gap {gap}"));
     }
