@@ -1,4 +1,4 @@
-//! Chance from one seed: SplitMix64 (Steele, Lea, Flood 2014).
+//! Chance from one seed: `SplitMix64` (Steele, Lea, Flood 2014).
 
 #[derive(Clone, Debug)]
 pub struct Dice(u64);

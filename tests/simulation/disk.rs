@@ -97,7 +97,7 @@ impl Disk {
     pub fn create(&mut self, now: u64) -> usize {
         let taken =
             |number| self.inodes.iter().any(|inode| inode.lives() && inode.number == number);
-        let number = (11..).find(|number| !taken(*number)).unwrap();
+        let number = (11..u64::MAX).find(|number| !taken(*number)).unwrap();
         self.inodes.push(Inode {
             number,
             blocks: Vec::new(),
@@ -142,7 +142,9 @@ impl Disk {
         let start = dice.index(BLOCKS);
         let free = (start..BLOCKS).chain(0..start).filter(|block| self.users[*block] == 0);
         let blocks: Vec<usize> = free.take(count).collect();
-        blocks.iter().for_each(|block| self.users[*block] += 1);
+        for block in &blocks {
+            self.users[*block] += 1;
+        }
         blocks
     }
 
@@ -243,7 +245,9 @@ impl Disk {
     /// A new file that shares all blocks with this one.
     pub fn share(&mut self, now: u64, at: usize) -> usize {
         let blocks = self.inodes[at].blocks.clone();
-        blocks.iter().for_each(|block| self.users[*block] += 1);
+        for block in &blocks {
+            self.users[*block] += 1;
+        }
         let copy = self.create(now);
         self.inodes[copy].blocks = blocks;
         self.will_be_written(now);

@@ -109,10 +109,20 @@ fn after_any_torment_every_group_shows_its_file() {
         Some(seed) => (seed..seed + rounds.unwrap_or(1)).collect(),
         None => {
             let fresh = u64::from(fresh) * 1000;
-            (0..8).chain(fresh..fresh + rounds.unwrap_or(4)).collect()
+            (0..5).chain(fresh..fresh + rounds.unwrap_or(2)).collect()
         }
     };
     println!("seeds: {seeds:?}");
     let updates: usize = seeds.iter().map(|seed| simulate(*seed)).sum();
     assert!(updates > 0 || seeds.is_empty(), "{updates} updates are no torment");
+}
+
+#[test]
+fn a_sweep_that_was_stuck_does_not_put_off_the_next() {
+    simulate(2);
+}
+
+#[test]
+fn a_removal_that_failed_halfway_is_tried_again() {
+    simulate(115);
 }

@@ -164,7 +164,8 @@ impl Table {
             // What was deleted under an update's hands is a neighbour's by now, perhaps.
             let listing = self.devices_listing(device);
             let rows = rows(&listing).unwrap();
-            self.theirs.retain(|(on, id), _| *on != device || rows.iter().any(|r| r.id == *id));
+            let stands = |row: &Vec<u8>| rows.iter().any(|found| found.line == row);
+            self.theirs.retain(|(on, _), row| *on != device || stands(row));
             return;
         }
         let listing = self.devices_listing(device);

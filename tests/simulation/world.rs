@@ -20,6 +20,9 @@ pub const SECOND: u64 = 1_000_000;
 /// What lies at a path: which file of which disk.
 pub type Place = (usize, usize);
 
+/// The orphans of each device.
+type Found = Vec<(Device, Vec<Orphan>)>;
+
 /// A path that may be followed.
 #[derive(Clone, Debug)]
 pub struct Name {
@@ -44,7 +47,7 @@ pub struct World {
     /// When a service that was killed is started again.
     pub restart: u64,
     /// When the orphans that were seen at its start are deleted.
-    pub gc: Option<(u64, Vec<(Device, Vec<Orphan>)>)>,
+    pub gc: Option<(u64, Found)>,
     /// When the last message of a killed process arrives.
     pub arrival: u64,
     /// Files that were followed and mapped so far: a simulation in which nothing happens is none.
