@@ -6,8 +6,9 @@
 //! In the **torment** files change in every way, messages fail, answers come late or never, others
 //! use the table and spoil it, devices go, and the service is killed between any two messages. What
 //! may never happen is checked after each of them: see `table.rs` and `service.rs`. Then everything
-//! that is stuck goes on and each file changes once more. In the **calm** that follows the service
-//! has a bounded time to show every map, and then nothing more to do: see `judge.rs`.
+//! that is stuck goes on, some files change once more, and some groups are spoiled.
+//! In the **calm** that follows the service has a bounded time to show every map, and then nothing
+//! more to do: see `judge.rs`.
 //!
 //! A failure prints its seed and what happened last. `TEST_SEED=... TEST_ROUNDS=...` run so many
 //! seeds from that one on.
@@ -88,10 +89,15 @@ fn heal(world: &mut World) {
     if world.service.is_none() {
         world.start();
     }
+    for at in 0..world.disks.len() {
+        let device = world.disks[at].device;
+        world.table.vandal(device);
+    }
     let now = world.now;
     world.service.as_mut().unwrap().unstick(now);
     for name in 0..world.names.len() {
-        if let Some(place) = world.names[name].at {
+        // What others broke is to be found out where nothing else happens, too.
+        if let Some(place) = world.names[name].at.filter(|_| world.dice.one_in(2)) {
             world.change(place);
         }
     }
@@ -115,11 +121,6 @@ fn after_any_torment_every_group_shows_its_file() {
     println!("seeds: {seeds:?}");
     let updates: usize = seeds.iter().map(|seed| simulate(*seed)).sum();
     assert!(updates > 0 || seeds.is_empty(), "{updates} updates are no torment");
-}
-
-#[test]
-fn a_sweep_that_was_stuck_does_not_put_off_the_next() {
-    simulate(2);
 }
 
 #[test]
