@@ -393,6 +393,33 @@ fn a_sweep_is_one_message_for_all_groups_of_a_device() {
 }
 
 #[test]
+fn a_sweep_that_took_long_delays_the_next_one_by_a_minute_at_most() {
+    let sound = extents(8).fingerprint();
+    let standing = Standing::Stands { id: RegionId(0), fingerprint: sound, tidy: true };
+    for (took, wait) in [(SECOND / 100, 5), (SECOND / 5, 10), (3600 * SECOND, 60)] {
+        let mut bench = Bench::new(Mode::Inode);
+        bench.now = at(5);
+        bench.happens(Event::Tick); // the look and the sweep are out
+        bench.now += took;
+        bench.stands(standing);
+        assert_eq!(bench.engine.next_due(), Some(bench.now + wait * SECOND), "{took:?}");
+    }
+}
+
+#[test]
+fn a_removal_that_failed_halfway_is_tried_again_though_the_group_is_gone() {
+    let mut bench = Bench::settled(Mode::Inode);
+    bench.happens(Event::Forget(FILE, true));
+    bench.happens(Event::Removed(DEVICE, FILE, Err(refusal(5)))); // EIO
+    bench.stands(Standing::Gone);
+    assert!(bench.engine.follows(FILE));
+    bench.actions.clear();
+    bench.now += 60 * SECOND;
+    bench.happens(Event::Tick);
+    assert!(bench.actions.contains(&Action::Remove(FILE, DEVICE, GROUP)), "{:?}", bench.actions);
+}
+
+#[test]
 fn a_file_that_moved_to_another_device_is_let_go() {
     let mut bench = Bench::settled(Mode::Path);
     bench.wait_for_look();

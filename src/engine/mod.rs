@@ -64,7 +64,7 @@ pub struct Settings {
     /// leave the stamp as it was.
     pub full_look: Duration,
     /// Between two listings of a device to see what others did to our groups; longer where a
-    /// listing takes more than a fiftieth of that.
+    /// listing takes more than a fiftieth of that, up to a minute.
     pub sweep: Duration,
     /// How long there may be no file at a path before it is let go.
     pub absence: Duration,
@@ -122,6 +122,10 @@ const TORN_MAX: u8 = 8;
 
 /// Share of the time that listing a device may take, as one part in so many.
 const SWEEP_SHARE: u32 = 50;
+
+/// The longest time between two sweeps for the sake of that. What took very long was not the
+/// listing: the process was stopped, or the device was. It need not be so the next time.
+const SWEEP_MAX: Duration = Duration::from_secs(60);
 
 /// A followed file: an index, given out again when nothing is under way for the file it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

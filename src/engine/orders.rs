@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::event::Action;
 use super::followed::Job;
 use super::time::Time;
-use super::{End, Engine, FileId, Report, SWEEP_SHARE};
+use super::{End, Engine, FileId, Report, SWEEP_MAX, SWEEP_SHARE};
 use crate::dm::Device;
 use crate::group::REWRITE_MAX;
 use crate::update::{self, Standing, Updated};
@@ -118,7 +118,7 @@ impl Engine {
         let interval = self.settings.sweep;
         if let Some(lane) = self.lane_of(device) {
             let took = lane.ordering.take().map_or(Duration::ZERO, |began| now.since(began));
-            lane.sweep = now + interval.max(took * SWEEP_SHARE);
+            lane.sweep = now + interval.max(took.saturating_mul(SWEEP_SHARE).min(SWEEP_MAX));
         }
         match outcome {
             Ok(standings) => {
@@ -142,6 +142,9 @@ impl Engine {
         let Some(followed) = self.followed(file) else { return };
         if matches!(followed.job, Job::Update | Job::Remove) {
             return; // what was seen is older than what is under way
+        }
+        if followed.end().is_some() {
+            return; // half of it is deleted, and the rest will be tried again
         }
         match standing {
             Standing::Gone => {
