@@ -72,6 +72,7 @@
 //! | lane | the work for one device; how much of it may be under way is bounded |
 //! | gauge | a device's write counter: while it stands still, idle files are not looked at |
 //! | sweep | one listing of a device, to see what others did to our groups |
+//! | ledger | what a service was asked for and no rule wants, written down for the next one |
 //! | delta | what to keep, create and delete |
 //! | message, reply | one line of text to the kernel, and its answer |
 

@@ -676,3 +676,16 @@ fn an_engine_that_is_patient_goes_on_without_any_file() {
     crowd.happens(Event::Stop);
     assert!(crowd.actions.contains(&Action::Finish));
 }
+
+#[test]
+fn a_shorter_pace_holds_from_the_last_look_on() {
+    let hour = Duration::from_secs(3600);
+    let mut bench = Bench::with(Spec { pace: Pace::fixed(hour), ..SPEC });
+    bench.wait_for_look();
+    bench.looked(mapped(1, 8));
+    bench.updates(0);
+    bench.actions.clear();
+    bench.engine.set_pace(FILE, Pace::fixed(SECOND));
+    bench.wait_for_look();
+    assert!(bench.now <= at(2), "{:?}", bench.now);
+}

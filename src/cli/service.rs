@@ -20,7 +20,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(Debug, Args)]
 pub struct Socket {
     /// Where the service listens
-    #[arg(long, value_name = "PATH", default_value = socket::PATH)]
+    #[arg(long, value_name = "PATH", env = "DMFILEMAPD_SOCKET", default_value = socket::PATH)]
     socket: PathBuf,
 }
 

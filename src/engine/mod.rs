@@ -239,10 +239,13 @@ impl Engine {
         self.settings.full_look = full_look;
     }
 
-    /// Has the file looked at in another pace from its next look on.
+    /// Has the file looked at in another pace from its last look on.
     pub fn set_pace(&mut self, file: FileId, pace: Pace) {
-        if let Some(followed) = self.followed(file) {
-            followed.set_pace(pace);
+        let Some(followed) = self.followed(file) else { return };
+        followed.set_pace(pace);
+        let due = followed.looked + pace.interval;
+        if followed.job == Job::None && due < followed.due {
+            self.plan(file, due);
         }
     }
 

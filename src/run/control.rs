@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crossbeam_channel::{Sender, bounded};
 use parking_lot::Mutex;
 
-use super::scan::{Finding, Fresh, Key, Wanted};
+use super::scan::{By, Finding, Fresh, Key, Wanted};
 use super::service::Read;
 use super::{Answer, Run};
 use crate::config::Terms;
@@ -107,7 +107,7 @@ where
         }
         let file = sample::open_regular(path).map_err(|error| error.to_string())?;
         let place = place::require(&file).map_err(|obstacle| obstacle.to_string())?;
-        let fresh = fresh(path, None, &place, None, Arc::new(terms));
+        let fresh = fresh(By::Request, path, None, &place, None, Arc::new(terms));
         Ok(self.ask(Question::Add(Box::new(fresh))))
     }
 
@@ -148,8 +148,8 @@ where
             .map_err(|error| format!("on {}: {error}", place.device))?;
         let wanted = self.wanted.lock().clone();
         let terms = Arc::new(Terms { mode: follow.mode, ..Terms::clone(&wanted.base) });
-        let mut fresh = Box::new(fresh(path, Some(file), &place, Some(group), terms));
-        fresh.key = Key::of_group(place.device, id);
+        let by = if follow.foreground { By::Foreground } else { By::HandOver };
+        let fresh = Box::new(fresh(by, path, Some(file), &place, Some(group), terms));
         if !follow.foreground {
             return Ok(socket::Answer::Now(self.ask(Question::Follow(fresh, None))));
         }
@@ -169,17 +169,21 @@ fn refusal(why: String) -> socket::Answer {
     socket::Answer::Now(Reply::Error(why))
 }
 
-fn fresh(
+pub(super) fn fresh(
+    by: By,
     path: &Path,
     open: Option<File>,
     place: &Place,
     group: Option<update::Group>,
     terms: Arc<Terms>,
 ) -> Fresh {
-    let key = Key::new(terms.mode, path, place.device, place.inode);
+    let key = match group {
+        Some(group) => Key::of_group(place.device, group.id),
+        None => Key::new(terms.mode, path, place.device, place.inode),
+    };
     let template = terms.template(Vec::new());
     let entry = entry(open, path, terms.mode, place, group, template, terms.pace());
-    Fresh { key, terms, rule: None, entry }
+    Fresh { key, terms, by, entry }
 }
 
 impl Run {
@@ -191,7 +195,10 @@ impl Run {
         events: &mut Vec<Event>,
     ) {
         let answer = match question {
-            Question::Status(path) => Reply::Status(Box::new(self.status(path.as_deref()))),
+            Question::Status(path) => match (self.status(path.as_deref()), path) {
+                (Status { files, .. }, Some(path)) if files.is_empty() => not_followed(&path),
+                (status, _) => Reply::Status(Box::new(status)),
+            },
             Question::Add(fresh) => self.add(*fresh),
             Question::Follow(fresh, release) => self.take_over(*fresh, release),
             Question::Remove(path) => self.remove(&path, events),
@@ -216,6 +223,7 @@ impl Run {
             return Reply::Error(format!("{name}: max_files are followed already"));
         }
         self.welcome(vec![fresh]);
+        self.write_down();
         Reply::Ok(format!("following {name}"))
     }
 
@@ -227,6 +235,7 @@ impl Run {
             Some(file) => file, // this very group is followed here
             None => self.welcome(vec![fresh])[0],
         };
+        self.write_down();
         if let Some(release) = release {
             self.releases.entry(file).or_default().push(release);
         }
@@ -245,7 +254,7 @@ impl Run {
     fn remove(&mut self, path: &Path, events: &mut Vec<Event>) -> Reply {
         let files: Vec<FileId> = self.followed().filter(|file| self.is_at(*file, path)).collect();
         if files.is_empty() {
-            return Reply::Error(format!("{} is not followed", path.display()));
+            return not_followed(path);
         }
         for file in files {
             self.dismiss(file);
@@ -295,6 +304,10 @@ impl Run {
         };
         Status { service, devices, files }
     }
+}
+
+fn not_followed(path: &Path) -> Reply {
+    Reply::Error(format!("{} is not followed; status shows what is", path.display()))
 }
 
 fn device_status(status: &engine::DeviceStatus) -> DeviceStatus {

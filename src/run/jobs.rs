@@ -7,6 +7,7 @@ use crossbeam_channel::Sender;
 use log::debug;
 
 use super::Answer;
+use super::tidy::Tidy;
 use crate::dm::{Device, Dm};
 use crate::engine::{Batch, Event, FileId};
 use crate::extent::Extents;
@@ -65,8 +66,12 @@ pub(super) fn ioctls(
     mut dm: impl Dm + Send,
     claim: u32,
     inbox: Sender<Answer>,
+    tidy: Option<Tidy>,
 ) -> impl FnMut(Order) + Send {
     move |order| {
+        if let (Some(tidy), Order::Sweep { device, .. }) = (&tidy, &order) {
+            tidy.swept(&mut dm, *device);
+        }
         let event = carry_out(&mut dm, claim, order);
         debug!("{event:?}");
         inbox.send(Answer::Event(event)).ok(); // as above

@@ -5,12 +5,14 @@
 //! into main's inbox. Any of them may stall in the kernel for as long as a device or a writer
 //! likes; main never does, and never waits for them: when it is done the process ends.
 
+mod added;
 mod control;
 mod crew;
 mod jobs;
 mod scan;
 mod service;
 mod supervisor;
+mod tidy;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -39,6 +41,7 @@ use scan::{Errand, Finding};
 pub use service::Read;
 use service::{Claimed, Service};
 use supervisor::Supervisor;
+use tidy::Tidy;
 
 /// A file to follow, and what to do for it.
 #[derive(Debug)]
@@ -89,7 +92,7 @@ pub fn run<D: Dm + Send + 'static>(
     remove_on_exit: bool,
     ready: impl FnOnce(),
 ) -> io::Result<Outcome> {
-    let mut run = Run::start(open, claim, settings)?;
+    let mut run = Run::start(open, claim, settings, None)?;
     run.remove_on_exit = remove_on_exit;
     run.wait_for_signals(&[SIGTERM, SIGINT])?;
     for entry in entries {
@@ -114,16 +117,19 @@ pub fn serve<D: Dm + Send + 'static>(
     ready: impl FnOnce(),
 ) -> io::Result<Outcome> {
     let settings = Settings { patient: true, full_look: config.settings.full_look, ..settings };
-    let mut run = Run::start(open.clone(), claim, settings)?;
+    let mut run = Run::start(open.clone(), claim, settings, Some(Tidy::default()))?;
     run.wait_for_signals(&[SIGTERM, SIGINT, SIGHUP])?;
     let read = Arc::new(read);
-    run.employ_scout(read.clone())?;
+    run.employ_scout(read.clone(), open.clone(), claim)?;
     let path = config.settings.socket.clone();
     let service = Service::new(config);
     let desk = Desk { main: run.sender.clone(), wanted: service.shared.clone(), read, open, claim };
     run.service = Some(service);
     let answer = move |request, fd, peer: &_| desk.answer(request, fd, peer);
-    let server = path.map(|path| socket::serve(&path, answer)).transpose()?;
+    let server = path.as_ref().map(|path| socket::serve(path, answer)).transpose()?;
+    if let Some(path) = path {
+        run.recall(&path); // only now: another service may have been there
+    }
     supervisor::ready();
     ready();
     let outcome = run.serve();
@@ -186,14 +192,16 @@ impl Run {
         open: impl Fn() -> io::Result<D> + 'static,
         claim: u32,
         settings: Settings,
+        tidy: Option<Tidy>,
     ) -> io::Result<Run> {
         // Unbounded, but a file is in one job at most.
         let (sender, inbox) = unbounded();
         let inbox_of_samplers = sender.clone();
         let samplers = Crew::new("sampler", move || Ok(jobs::sampler(inbox_of_samplers.clone())))?;
         let inbox_of_ioctls = sender.clone();
-        let ioctls =
-            Crew::new("ioctl", move || Ok(jobs::ioctls(open()?, claim, inbox_of_ioctls.clone())))?;
+        let ioctls = Crew::new("ioctl", move || {
+            Ok(jobs::ioctls(open()?, claim, inbox_of_ioctls.clone(), tidy.clone()))
+        })?;
         let limit = raise_descriptor_limit();
         Ok(Run {
             epoch: Instant::now(),
@@ -232,9 +240,14 @@ impl Run {
         Ok(())
     }
 
-    fn employ_scout(&mut self, read: Arc<Read>) -> io::Result<()> {
+    fn employ_scout<D: Dm + 'static>(
+        &mut self,
+        read: Arc<Read>,
+        open: impl Fn() -> io::Result<D> + Clone + Send + 'static,
+        claim: u32,
+    ) -> io::Result<()> {
         let sender = self.sender.clone();
-        let equip = move || Ok(service::scout(read.clone(), sender.clone()));
+        let equip = move || Ok(service::scout(read.clone(), open.clone(), claim, sender.clone()));
         self.scouts = Some(Crew::new("scout", equip)?);
         Ok(())
     }
@@ -376,6 +389,7 @@ impl Run {
                 *making = None;
                 *made |= updated.made;
             }
+            Report::Moved(..) => self.write_down(),
             Report::LetGo(end) => {
                 self.let_go(file, end);
                 self.release(file, end);

@@ -3,13 +3,14 @@
 //! All of it touches filesystems, so it is done by a thread of its own: one that does not answer
 //! keeps new files from being found, and nothing else waits.
 
-use std::collections::HashSet;
-use std::fs::File;
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::added::Added;
 use crate::config::{Config, Errors, Found, Owners, Terms, owners};
 use crate::dm::Device;
 use crate::entry::entry;
@@ -60,14 +61,44 @@ impl From<Config> for Wanted {
     }
 }
 
+/// Who wants a file to be followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum By {
+    /// The configuration.
+    Rule,
+    /// Somebody who asked for it.
+    Request,
+    /// lvm2's command line, which made its group.
+    HandOver,
+    /// Likewise, and a process waits for its end, or ends it.
+    Foreground,
+}
+
 /// A file that can be followed; it is opened when it is looked at. Its group has no alias yet.
 #[derive(Debug)]
 pub(super) struct Fresh {
     pub(super) key: Key,
     pub(super) terms: Arc<Terms>,
-    /// The rule that wants it, if it is one.
-    pub(super) rule: Option<u32>,
+    pub(super) by: By,
     pub(super) entry: Entry,
+}
+
+/// A file that is followed.
+#[derive(Debug)]
+pub(super) struct Known {
+    pub(super) path: Arc<Path>,
+    pub(super) device: Device,
+    /// Whether it is followed because a rule wants it.
+    pub(super) by_rule: bool,
+}
+
+impl Known {
+    /// Whether its filesystem is not there: what is, or would be, at its path is on another device.
+    /// It has not gone then, and the group is to be there when it comes back.
+    fn is_away(&self) -> bool {
+        let nearest = self.path.ancestors().find_map(|above| fs::metadata(above).ok());
+        nearest.is_none_or(|metadata| sample::device(&metadata) != self.device)
+    }
 }
 
 /// What a scan brings to light.
@@ -77,7 +108,7 @@ pub(super) struct Seen {
     pub(super) fresh: Vec<Fresh>,
     /// Files that are followed, and wanted by this rule.
     pub(super) wanted: Vec<(Key, u32)>,
-    /// Files that are followed and not wanted.
+    /// Files that are followed because a rule wanted them, and none does now.
     pub(super) gone: Vec<Key>,
     /// Files that are wanted and cannot be followed, and why.
     pub(super) unfit: Vec<(PathBuf, String)>,
@@ -91,7 +122,7 @@ pub(super) struct Seen {
 pub(super) type Require = fn(&File) -> Result<Place, Obstacle>;
 
 /// Compares what is wanted with the files that are followed.
-pub(super) fn scan(wanted: &Wanted, followed: &HashSet<Key>, require: Require) -> Seen {
+pub(super) fn scan(wanted: &Wanted, followed: &HashMap<Key, Known>, require: Require) -> Seen {
     let Owners { files, cut, problems, .. } =
         owners(&wanted.config.rules, wanted.config.settings.max_files);
     let problem =
@@ -106,19 +137,22 @@ pub(super) fn scan(wanted: &Wanted, followed: &HashSet<Key>, require: Require) -
         if !found_keys.insert(key) {
             continue;
         }
-        if followed.contains(&key) {
+        if followed.contains_key(&key) {
             seen.wanted.push((key, rule));
             continue;
         }
         match prepare(&found, terms, require) {
             Ok(entry) => {
-                seen.fresh.push(Fresh { key, terms: terms.clone(), rule: Some(rule), entry });
+                seen.fresh.push(Fresh { key, terms: terms.clone(), by: By::Rule, entry });
             }
             Err(why) => seen.unfit.push((found.path, why)),
         }
     }
     if seen.problems.is_empty() && !cut {
-        seen.gone = followed.difference(&found_keys).copied().collect();
+        let unwanted = followed
+            .iter()
+            .filter(|(key, file)| file.by_rule && !found_keys.contains(*key) && !file.is_away());
+        seen.gone = unwanted.map(|(key, _)| *key).collect();
     }
     seen
 }
@@ -136,9 +170,11 @@ fn prepare(found: &Found, terms: &Terms, require: Require) -> Result<Entry, Stri
 /// For the scout.
 pub(super) enum Errand {
     /// Compare what is wanted with the files that are followed.
-    Scan(Arc<Wanted>, HashSet<Key>),
+    Scan(Arc<Wanted>, HashMap<Key, Known>),
     /// Read the configuration again.
     Reload,
+    /// Find the files again that an earlier service was asked for.
+    Recall(Vec<Added>, Arc<Terms>),
 }
 
 /// What the scout brings back.
@@ -147,4 +183,6 @@ pub(super) enum Finding {
     Seen(Arc<Wanted>, Seen),
     /// The configuration as it is now.
     Reloaded(Result<Config, Errors>),
+    /// What was found again; and what was not, and why.
+    Recalled(Vec<Fresh>, Vec<(PathBuf, String)>),
 }

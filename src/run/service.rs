@@ -1,6 +1,7 @@
 //! Following what the configuration wants, for as long as it wants it.
 
 use std::collections::{HashMap, HashSet};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,9 +9,11 @@ use std::time::Duration;
 use log::{error, info, warn};
 use parking_lot::Mutex;
 
-use super::scan::{Errand, Finding, Fresh, Key, Require, Seen, Wanted};
+use super::added::{Ledger, recall};
+use super::scan::{By, Errand, Finding, Fresh, Key, Known, Require, Seen, Wanted};
 use super::{Answer, Outcome, Run, supervisor};
 use crate::config::{Config, Errors, Nameless, Settings, Terms, unique_aliases};
+use crate::dm::Dm;
 use crate::engine::{End, Event, FileId, Time};
 use crate::group::safe_alias;
 use crate::place;
@@ -38,9 +41,13 @@ pub(super) struct Service {
     problems: Vec<String>,
     cut: bool,
     scan_due: Time,
-    scanning: Option<Time>,
+    pub(super) scanning: Option<Time>,
     /// Why the configuration in force is not the one in the files.
     pub(super) config_error: Option<String>,
+    /// Where it is written down what no rule wants.
+    pub(super) ledger: Option<Ledger>,
+    /// What is in there is being found again.
+    pub(super) recalling: bool,
 }
 
 /// What the service knows of one file.
@@ -48,8 +55,7 @@ pub(super) struct Service {
 pub(super) struct Claimed {
     pub(super) key: Key,
     pub(super) terms: Arc<Terms>,
-    /// The rule that wants it; none if somebody asked for it.
-    pub(super) rule: Option<u32>,
+    pub(super) by: By,
     /// Its group's name, if that is not the file's.
     alias: Option<Box<[u8]>>,
 }
@@ -68,6 +74,8 @@ impl Service {
             scan_due: Time::ZERO,
             scanning: None,
             config_error: None,
+            ledger: None,
+            recalling: false,
         }
     }
 
@@ -87,8 +95,10 @@ impl Service {
 }
 
 /// The scout: what it does with an errand.
-pub(super) fn scout(
+pub(super) fn scout<D: Dm>(
     read: Arc<Read>,
+    open: impl Fn() -> io::Result<D> + Send,
+    claim: u32,
     inbox: crossbeam_channel::Sender<Answer>,
 ) -> impl FnMut(Errand) + Send {
     move |errand| {
@@ -99,6 +109,17 @@ pub(super) fn scout(
                 Finding::Seen(wanted, seen)
             }
             Errand::Reload => Finding::Reloaded(read()),
+            Errand::Recall(added, base) => {
+                let (mut found, mut lost) = (Vec::new(), Vec::new());
+                for file in added {
+                    let path = file.path.0.clone();
+                    match recall(file, &base, &open, claim) {
+                        Ok(fresh) => found.push(fresh),
+                        Err(why) => lost.push((path, why)),
+                    }
+                }
+                Finding::Recalled(found, lost)
+            }
         };
         inbox.send(Answer::Found(finding)).ok(); // nobody there: the process is about to end
     }
@@ -112,9 +133,19 @@ impl Run {
             return;
         }
         service.scanning = Some(now);
-        let followed = service.keys.keys().copied().collect();
-        let errand = Errand::Scan(service.wanted.clone(), followed);
-        self.scout(errand);
+        let wanted = service.wanted.clone();
+        self.scout(Errand::Scan(wanted, self.known(now)));
+    }
+
+    fn known(&self, now: Time) -> HashMap<Key, Known> {
+        let keys = self.service.iter().flat_map(|service| &service.keys);
+        let known = keys.filter_map(|(key, file)| {
+            let device = self.engine.file_status(now, *file)?.device;
+            let file = &self.files[file.index()];
+            let by_rule = file.claimed.as_ref()?.by == By::Rule;
+            Some((*key, Known { path: file.path.clone(), device, by_rule }))
+        });
+        known.collect()
     }
 
     pub(super) fn reload(&mut self) {
@@ -123,7 +154,7 @@ impl Run {
         self.scout(Errand::Reload);
     }
 
-    fn scout(&self, errand: Errand) {
+    pub(super) fn scout(&self, errand: Errand) {
         if let Some(scouts) = &self.scouts {
             super::give(scouts, errand);
         }
@@ -132,6 +163,7 @@ impl Run {
     pub(super) fn found(&mut self, finding: Finding, events: &mut Vec<Event>) {
         match finding {
             Finding::Seen(wanted, seen) => self.seen(&wanted, seen, events),
+            Finding::Recalled(found, lost) => self.recalled(found, lost),
             Finding::Reloaded(Ok(config)) => self.reloaded(config),
             Finding::Reloaded(Err(errors)) => {
                 error!("{errors}\nthe configuration from before stays in force");
@@ -161,8 +193,9 @@ impl Run {
     }
 
     /// Follows what is new, and lets go what is not wanted any more.
-    fn seen(&mut self, wanted: &Arc<Wanted>, seen: Seen, events: &mut Vec<Event>) {
+    fn seen(&mut self, wanted: &Arc<Wanted>, mut seen: Seen, events: &mut Vec<Event>) {
         let now = self.now();
+        let followed = self.engine.len();
         let Some(service) = &mut self.service else { return };
         let took = service.scanning.take().map_or(Duration::ZERO, |began| now.since(began));
         if !Arc::ptr_eq(wanted, &service.wanted) {
@@ -171,21 +204,20 @@ impl Run {
         }
         let interval = service.settings().rescan_interval;
         service.scan_due = now + interval.max(took * SCAN_SHARE);
+        seen.fresh.retain(|fresh| !service.dismissed.contains(&fresh.key));
+        // Files that no rule wants take room, too.
+        let room = (service.settings().max_files + seen.gone.len()).saturating_sub(followed);
+        seen.cut |= seen.fresh.len() > room;
+        seen.fresh.truncate(room);
         service.say_once(&seen);
         service.unfit = seen.unfit.into_iter().collect();
-        let fresh = seen.fresh.into_iter().filter(|fresh| !service.dismissed.contains(&fresh.key));
-        let fresh: Vec<Fresh> = fresh.collect();
         for (key, rule) in seen.wanted {
             events.extend(self.still_wanted(key, rule));
         }
         for key in seen.gone {
-            let Some(file) = self.file_of(key) else { continue };
-            let claimed = self.files[file.index()].claimed.as_ref();
-            if claimed.is_some_and(|claimed| claimed.rule.is_some()) {
-                events.push(Event::Forget(file, true));
-            }
+            events.extend(self.file_of(key).map(|file| Event::Forget(file, true)));
         }
-        self.welcome(fresh);
+        self.welcome(seen.fresh);
         let (files, unfit) = (self.engine.len(), self.service.as_ref().map_or(0, Service::unfit));
         self.supervisor.say(format!("following {files} file(s); {unfit} cannot be followed"));
     }
@@ -196,8 +228,10 @@ impl Run {
         let file = self.file_of(key)?;
         let terms = self.service.as_ref()?.wanted.terms[rule as usize].clone();
         let claimed = self.files[file.index()].claimed.as_mut()?;
+        if claimed.by != By::Rule {
+            return None; // somebody asked for it, and said how
+        }
         let before = std::mem::replace(&mut claimed.terms, terms.clone());
-        claimed.rule = Some(rule);
         if Arc::ptr_eq(&before, &terms) || before == terms {
             return None;
         }
@@ -228,11 +262,11 @@ impl Run {
         let taken: HashSet<Vec<u8>> = self.aliases().collect();
         let aliases = unique_aliases(&nameless, |alias| taken.contains(alias));
         let mut files = Vec::with_capacity(fresh.len());
-        for (Fresh { key, terms, rule, mut entry }, alias) in fresh.into_iter().zip(aliases) {
+        for (Fresh { key, terms, by, mut entry }, alias) in fresh.into_iter().zip(aliases) {
             entry.template.alias.clone_from(&alias);
             let usual = usual_alias(&entry.reach.path);
             let alias = (alias != usual).then(|| alias.into_boxed_slice());
-            let claimed = Claimed { key, terms, rule, alias };
+            let claimed = Claimed { key, terms, by, alias };
             let file = self.follow(entry, Some(claimed));
             if let Some(service) = &mut self.service {
                 service.keys.insert(key, file);
@@ -258,15 +292,20 @@ impl Run {
         let now = self.now();
         let Some(service) = &mut self.service else { return };
         service.keys.remove(&claimed.key);
-        if matches!(end, End::Absent(_) | End::Unused) {
-            // Something else may be there by now; it need not wait for its turn.
+        if matches!(end, End::Absent(_) | End::Unused | End::Unwanted) {
+            // Something else may be there by now, or it is wanted in another way; it need not
+            // wait for its turn.
             service.scan_due = service.scan_due.min(now + service.settings().interval);
+        }
+        if matches!(claimed.by, By::Request | By::HandOver) {
+            self.write_down();
         }
     }
 
     /// Stops: at once, or when the groups that this process made are deleted.
     pub(super) fn stop(&mut self, events: &mut Vec<Event>) {
         self.outcome = Outcome::Stopped;
+        self.farewell = None; // said, or it would end what goes on below
         let config = self.service.as_ref().map(Service::settings);
         let remove = config.map_or(self.remove_on_exit, |settings| settings.remove_on_exit);
         if !remove || self.ending.is_some() {

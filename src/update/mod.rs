@@ -124,6 +124,18 @@ pub fn adopt(
     take_over(&mut kernel, id, descriptor, mark, claim)
 }
 
+/// The mark of the group that region `id` leads, if it has one.
+///
+/// # Errors
+///
+/// [`Error::NoSuchGroup`] if the region does not exist or leads no group; those of the listing.
+pub fn mark_of(dm: impl Dm, device: Device, id: RegionId) -> Result<Option<Mark>, Error> {
+    let listing = Conversation::new(dm, device).list()?;
+    let rows = parse_list(&listing)?;
+    let descriptor = row(&rows, id).and_then(Descriptor::of).ok_or(Error::NoSuchGroup(id))?;
+    Ok(descriptor.mark)
+}
+
 fn take_over<D: Dm>(
     kernel: &mut Conversation<D>,
     id: RegionId,
@@ -131,6 +143,9 @@ fn take_over<D: Dm>(
     mark: Mark,
     claim: u32,
 ) -> Result<Group, Error> {
+    if let (Some(mark), true) = (descriptor.mark, descriptor.claim == Some(claim)) {
+        return Ok(Group { id, mark, claim }); // ours: to write it might undo a commit of ours
+    }
     let mark = *descriptor.mark.get_or_insert(mark);
     descriptor.claim = Some(claim);
     kernel.set_aux(id, &descriptor.encode())?;
