@@ -3,7 +3,7 @@
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::libc;
@@ -46,6 +46,9 @@ pub struct Identity {
 /// Extents of one file, at most. A file may grow faster than it is read; this is where a walk
 /// gives up.
 const EXTENTS_MAX: usize = 1 << 24;
+
+/// Links that the kernel follows on the way to a file (`path_resolution(7)`).
+const LINKS_MAX: usize = 40;
 
 /// Tries to read a map of several pages without the file changing meanwhile.
 const TRIES: usize = 3;
@@ -91,7 +94,7 @@ fn look_at_path(reach: &mut Reach, pages: &mut Pages) -> Sight {
         match held(reach, &metadata) {
             // What took the place need not be what was checked at the start.
             Ok(Some(file)) if is_realtime(file) => {
-                return absent("there is a realtime file of xfs at the path", &metadata);
+                return absent("there is a realtime file of xfs at the path", &reach.path);
             }
             Ok(Some(file)) => return look_at_open(file, &metadata, pages),
             Ok(None) => {} // it was replaced in between: look again
@@ -111,24 +114,35 @@ fn stat(reach: &Reach) -> Result<Metadata, Sight> {
         std::fs::metadata(&reach.path).map_err(|error| absent_or_failed(&reach.path, &error))?;
     if !metadata.is_file() {
         let found = format!("there is {} at the path", kind(&metadata));
-        return Err(absent(&found, &metadata));
+        return Err(absent(&found, &reach.path));
     }
     if reach.mode == Mode::Inode && reach.identity.inode != metadata.ino() {
-        return Err(absent("there is another file at the path", &metadata));
+        return Err(absent("there is another file at the path", &reach.path));
     }
     Ok(metadata)
 }
 
-fn absent(found: &str, metadata: &Metadata) -> Sight {
-    Sight::Absent { found: found.to_owned(), beside: Some(device(metadata)) }
+fn absent(found: &str, path: &Path) -> Sight {
+    Sight::Absent { found: found.to_owned(), beside: folders(path.to_owned()) }
+}
+
+/// The device of the nearest folder above the path that exists; where the path is a link, that of
+/// the path it leads to as well, and so on.
+fn folders(mut path: PathBuf) -> Vec<Device> {
+    let mut devices = Vec::new();
+    for _ in 0..=LINKS_MAX {
+        let above = path.ancestors().skip(1).find_map(|above| std::fs::metadata(above).ok());
+        devices.extend(above.as_ref().map(device));
+        let Ok(target) = std::fs::read_link(&path) else { break };
+        path = path.parent().unwrap_or(&path).join(target);
+    }
+    devices
 }
 
 fn absent_or_failed(path: &Path, error: &io::Error) -> Sight {
     match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
-            let above = path.ancestors().skip(1).find_map(|above| std::fs::metadata(above).ok());
-            let beside = above.as_ref().map(device);
-            Sight::Absent { found: "there is no file at the path".to_owned(), beside }
+            absent("there is no file at the path", path)
         }
         _ => Sight::Failed(format!("open: {error}")),
     }
@@ -371,9 +385,9 @@ mod tests {
     fn a_path_that_is_no_file_is_absent() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x");
-        let beside = Some(device(&std::fs::metadata(folder.path()).unwrap()));
+        let here = device(&std::fs::metadata(folder.path()).unwrap());
         let check = |path: &Path, why: &str| {
-            let expected = Sight::Absent { found: why.to_owned(), beside };
+            let expected = Sight::Absent { found: why.to_owned(), beside: vec![here] };
             let mut reach = by_path(path);
             assert_eq!(compare(&reach, None), expected);
             assert_eq!(look(&mut reach, true, &mut Pages::default()), expected);
@@ -383,6 +397,21 @@ mod tests {
         check(folder.path(), "there is a directory at the path");
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR).unwrap();
         check(&path, "there is a FIFO at the path");
+    }
+
+    /// Whether the link itself or what it leads to is on the device: neither is elsewhere then.
+    #[test]
+    fn the_folders_of_a_link_are_its_own_and_those_it_leads_through() {
+        let folder = tempfile::tempdir().unwrap();
+        let of = |path: &Path| device(&std::fs::metadata(path).unwrap());
+        let [first, second, circle] =
+            ["first", "second", "circle"].map(|at| folder.path().join(at));
+        std::os::unix::fs::symlink("second", &first).unwrap();
+        std::os::unix::fs::symlink("/proc/nothing/at/all", &second).unwrap();
+        std::os::unix::fs::symlink("circle", &circle).unwrap();
+        let here = of(folder.path());
+        assert_eq!(folders(first), [here, here, of(Path::new("/proc"))]);
+        assert!(folders(circle).iter().all(|device| *device == here), "and it comes to an end");
     }
 
     #[test]

@@ -54,9 +54,9 @@ pub enum Sight {
     Absent {
         /// What there is.
         found: String,
-        /// The device of what is there, or of the nearest folder above that exists: another one
-        /// than the file's if its filesystem is not mounted.
-        beside: Option<Device>,
+        /// The devices of the folders that the path leads through, one for each link on the way and
+        /// one at its end. The file's is none of them if its filesystem is not mounted there.
+        beside: Vec<Device>,
     },
     /// The file is unlinked and nobody else has it open.
     Unused,

@@ -603,8 +603,10 @@ fn a_path_is_not_kept_open_while_nothing_happens() {
             }
         });
     }
+    let before = disk.listing();
     vm::sh(&format!("umount {}", text(&disk.mount)));
-    ends_with_its_group(&disk, &mut daemon, "data");
+    assert_eq!(daemon.wait_for_end().code(), Some(0), "{}", daemon.said());
+    assert_eq!(disk.listing(), before, "it is there when the filesystem comes back");
 }
 
 #[test]

@@ -247,7 +247,7 @@ fn a_torn_map_is_not_shown_until_it_is_clear_that_no_other_will_come() {
 
 #[test]
 fn a_file_may_be_absent_for_a_second() {
-    let absent = || Sight::Absent { found: "nothing there".to_owned(), beside: Some(DEVICE) };
+    let absent = || Sight::Absent { found: "nothing there".to_owned(), beside: vec![DEVICE] };
     let mut bench = Bench::settled(Mode::Path);
     let looks = (0..20).take_while(|_| {
         bench.wait_for_look();
@@ -486,10 +486,10 @@ fn a_fixed_pace_stays() {
 #[test]
 fn a_file_whose_filesystem_is_not_mounted_is_let_go_and_its_group_stays() {
     let mut bench = Bench::settled(Mode::Path);
-    let elsewhere = Some(Device { major: 8, minor: 1 });
+    let elsewhere = || vec![Device { major: 8, minor: 1 }];
     while bench.engine.follows(FILE) {
         bench.wait_for_look();
-        bench.looked(Sight::Absent { found: "nothing there".to_owned(), beside: elsewhere });
+        bench.looked(Sight::Absent { found: "nothing there".to_owned(), beside: elsewhere() });
         assert!(!bench.actions.iter().any(|action| matches!(action, Action::Remove(..))));
     }
     assert_eq!(bench.reports(), [Report::LetGo(End::Unmounted)]);

@@ -66,7 +66,7 @@ impl Engine {
                     return self.plan(file, now + interval.min(ABSENCE_LOOK));
                 }
                 let device = self.lane_of_file(file).map(|lane| lane.device);
-                if beside == device {
+                if device.is_some_and(|device| beside.contains(&device)) {
                     self.end(now, file, End::Absent(found), actions);
                 } else {
                     self.let_go(file, End::Unmounted, actions);

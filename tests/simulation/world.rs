@@ -217,7 +217,7 @@ impl World {
         let Target::Path(name) = target else { unreachable!("an inode has a place") };
         let home = &self.disks[self.names[name].home];
         let root = Device { major: 8, minor: 1 };
-        let beside = Some(if home.mounted { home.device } else { root });
+        let beside = vec![if home.mounted { home.device } else { root }];
         Err(Sight::Absent { found: "nothing".to_owned(), beside })
     }
 
