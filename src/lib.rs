@@ -24,6 +24,7 @@
 //! |---|---|---|
 //! | 0: values, no I/O | [`extent`] | sectors, maps in normal form |
 //! | | [`message`], [`group`], [`dm`] | the protocol, the group descriptor, the seam |
+//! | | [`counters`] | what the kernel counts, in one unit |
 //! | | [`mode`], [`sight`] | what a file is followed by, what a look gives |
 //! | | [`values`] | intervals, bounds and words, as people write them |
 //! | | [`plan`], [`fit`] | from regions and extents to a delta, short enough to be read |
@@ -34,6 +35,7 @@
 //! | | [`config`] | settings and entries: what is followed, and how |
 //! | | [`mod@run`] | threads, queues, signals |
 //! | | [`request`] | what is said on the control socket |
+//! | | [`survey`] | what was counted, as the kernel says it |
 //! | 4: front doors | [`compat`], [`cli`], [`launch`] | lvm2's command line, ours, a library |
 //! | | [`socket`], [`client`] | the two ends of the control socket |
 //!
@@ -82,6 +84,7 @@ pub mod cli;
 pub mod client;
 pub mod compat;
 pub mod config;
+pub mod counters;
 pub mod dm;
 pub mod engine;
 pub mod entry;
@@ -99,5 +102,6 @@ pub mod run;
 pub mod sample;
 pub mod sight;
 pub mod socket;
+pub mod survey;
 pub mod update;
 pub mod values;

@@ -68,6 +68,15 @@ pub enum Message<'a> {
         /// The new word.
         aux: &'a [u8],
     },
+    /// `@stats_print`: what it has counted, a row for each area, for [`crate::counters::areas`].
+    ///
+    /// There is no message here that sets counters to zero: others read them, too.
+    Print {
+        /// The region.
+        id: RegionId,
+        /// The first area and their number; `None` for all.
+        lines: Option<(u64, u64)>,
+    },
 }
 
 impl Message<'_> {
@@ -92,6 +101,12 @@ impl Message<'_> {
             Message::SetAux { id, aux } => {
                 push(&mut text, format_args!("@stats_set_aux {id}"));
                 push_word(&mut text, aux);
+            }
+            Message::Print { id, lines: None } => {
+                push(&mut text, format_args!("@stats_print {id}"));
+            }
+            Message::Print { id, lines: Some((first, count)) } => {
+                push(&mut text, format_args!("@stats_print {id} {first} {count}"));
             }
         }
         text
@@ -228,7 +243,8 @@ fn parse_row(row: &[u8]) -> Option<Region<'_>> {
     })
 }
 
-fn take_number(text: &[u8]) -> Option<(u64, &[u8])> {
+/// The number that the text begins with, and the rest.
+pub(crate) fn take_number(text: &[u8]) -> Option<(u64, &[u8])> {
     let mut number: u64 = 0;
     let mut digits = 0;
     for byte in text.iter().take_while(|byte| byte.is_ascii_digit()) {

@@ -71,6 +71,7 @@ pub fn status(arguments: &StatusArguments) -> Result<Exit, Failure> {
     let printed = match &reply {
         Reply::Status(_) if arguments.json => reply.write(&mut out),
         Reply::Status(status) => table(&mut out, status),
+        Reply::Totals(_) => return Err(Failure::new("the service answered something else")),
         Reply::Ok(text) | Reply::Error(text) => writeln!(out, "{text}"),
     };
     printed.and_then(|()| out.flush()).map_err(Failure::new)?;

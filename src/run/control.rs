@@ -77,6 +77,7 @@ where
             (Request::Status { path }, _) => {
                 Ok(self.ask(Question::Status(path.map(|path| path.0))))
             }
+            (Request::Totals { .. }, _) => Err("this service keeps no totals".to_owned()),
             (Request::Add { path, mode, alias }, _) => self.add(&path.0, mode, alias.as_deref()),
             (Request::Remove { path }, _) => Ok(self.ask(Question::Remove(path.0))),
             (Request::Reload, _) => self.reload(),

@@ -65,6 +65,11 @@ impl<D: Dm> Conversation<D> {
         self.send(&Message::List { program_id: None })
     }
 
+    /// What a region has counted, by area.
+    pub(super) fn print(&mut self, id: RegionId) -> Result<Vec<u8>, Error> {
+        self.send(&Message::Print { id, lines: None })
+    }
+
     pub(super) fn create(&mut self, extent: Extent, model: &Model<'_>) -> Result<RegionId, Error> {
         let aux = model.mark().to_string();
         let (program_id, clockwork, aux) = (model.program_id, model.clockwork, aux.as_bytes());

@@ -43,6 +43,7 @@ mod conversation;
 mod error;
 mod orphans;
 mod ours;
+mod reading;
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -57,6 +58,7 @@ use conversation::Conversation;
 pub use error::Error;
 pub use orphans::{Orphan, delete_orphans, orphans};
 use ours::{Model, Ours, row};
+pub use reading::{Count, Counted, read, read_all};
 
 /// Where the one region of a group lies whose file has no extent: one sector at 2^54, beyond the
 /// end of any device, so that it counts nothing. Higher starts are not printed right by `dmstats`.

@@ -122,6 +122,11 @@ impl<'a, 'r> Ours<'a, 'r> {
             && !self.members.contains(id)
     }
 
+    /// The regions that the leader's descriptor names, by rising id.
+    pub(super) fn members(&self) -> impl Iterator<Item = &'r Region<'a>> {
+        self.regions.iter().copied().filter(|region| self.members.contains(region.id))
+    }
+
     /// Whether the delta leaves the group as it is.
     pub(super) fn is_as(&self, delta: &Delta) -> bool {
         delta.create.is_empty()
@@ -145,10 +150,9 @@ impl<'a, 'r> Ours<'a, 'r> {
             return Standing::TakenOver;
         }
         let id = leader.id;
-        let members = self.regions.iter().filter(|region| self.members.contains(region.id));
-        let counted = members.clone().map(|region| region.extent);
+        let counted = self.members().map(|region| region.extent);
         let map: Extents = counted.filter(|extent| extent.start() != ANCHOR).collect();
-        let tidy = self.holders == [id] && members.count() == self.regions.len();
+        let tidy = self.holders == [id] && self.members().count() == self.regions.len();
         Standing::Stands { id, fingerprint: map.fingerprint(), tidy }
     }
 
