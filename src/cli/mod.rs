@@ -153,6 +153,14 @@ fn journal_line(out: &mut env_logger::fmt::Formatter, record: &log::Record<'_>) 
     text.lines().try_for_each(|line| writeln!(out, "<{priority}>{line}"))
 }
 
+/// Says why the program ends. The journal takes a line that does not say how bad it is for news.
+fn complain(message: &str) {
+    if is_stderr_the_journal() {
+        return message.lines().for_each(|line| eprintln!("<3>{line}"));
+    }
+    eprintln!("dmfilemapd: {message}");
+}
+
 /// One line of the log: who speaks, and how bad it is where it is.
 fn log_line(out: &mut env_logger::fmt::Formatter, record: &log::Record<'_>) -> io::Result<()> {
     match record.level() {
@@ -192,7 +200,7 @@ pub fn main(args: &[OsString]) -> ExitCode {
     match outcome {
         Ok(exit) => exit.into(),
         Err(Failure(exit, message)) => {
-            eprintln!("dmfilemapd: {message}");
+            complain(&message);
             exit.into()
         }
     }
