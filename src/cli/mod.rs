@@ -1,6 +1,7 @@
 //! The native command line: one file per subcommand.
 
 mod check;
+mod completions;
 mod dry_run;
 mod explain;
 mod files;
@@ -21,10 +22,12 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::process::ExitCode;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand};
 use log::{Level, LevelFilter};
 
 use crate::kernel::control::{OpenError, OpenErrorKind};
+use crate::mode::Mode;
 use crate::{compat, config};
 
 /// How the program ends.
@@ -125,6 +128,14 @@ enum Command {
     Reload(service::Socket),
     /// End the service; the groups stay
     Stop(service::Socket),
+    /// Print what has a shell complete these words: `source <(dmfilemapd completions bash)`
+    Completions(completions::Arguments),
+}
+
+/// Reads a mode, and has shells complete it.
+fn mode_parser() -> impl TypedValueParser<Value = Mode> {
+    let words = [Mode::Inode, Mode::Path].map(Mode::as_str);
+    PossibleValuesParser::new(words).try_map(|word| word.parse::<Mode>())
 }
 
 /// Starts the log on stderr, with lines of this level and worse.
@@ -196,6 +207,7 @@ pub fn main(args: &[OsString]) -> ExitCode {
         Command::Remove(arguments) => service::remove(&arguments),
         Command::Reload(socket) => service::reload(&socket),
         Command::Stop(socket) => service::stop(&socket),
+        Command::Completions(arguments) => completions::main(&arguments),
     };
     match outcome {
         Ok(exit) => exit.into(),

@@ -119,6 +119,26 @@ fn configure(text: &str) {
     fs::write("/etc/dmfilemapd/config.toml", text).unwrap();
 }
 
+/// The unit where the program is, and the page where `man` finds it.
+#[test]
+fn systemd_finds_nothing_wrong_with_it() {
+    const NAME: &str = "unit::systemd_finds_nothing_wrong_with_it";
+    if tools::lack(NAME, &[("systemd-analyze", "systemd"), ("man", "man-db")]) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (unit, man) = (folder.path().join("dmfilemapd.service"), folder.path().join("man8"));
+    let text = fs::read_to_string(UNIT).unwrap().replace("/usr/sbin/dmfilemapd", PROGRAM);
+    fs::write(&unit, text).unwrap();
+    fs::create_dir(&man).unwrap();
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/contrib/man/dmfilemapd.8");
+    fs::copy(page, man.join("dmfilemapd.8")).unwrap();
+    let mut verify = Command::new("systemd-analyze");
+    verify.arg("verify").arg(&unit).env("MANPATH", folder.path());
+    let Outcome { status, stdout, stderr } = outcome(&mut verify);
+    assert_eq!((status, &*stdout, &*stderr), (Some(0), "", ""));
+}
+
 #[test]
 fn a_real_systemd_starts_reloads_and_stops_it_and_its_files_are_followed() {
     const NAME: &str =
