@@ -328,7 +328,7 @@ fn a_link_to_nowhere_is_not_an_empty_file() {
 #[test]
 fn variables_of_others_are_theirs() {
     let folder = folder(&[]);
-    for name in ["DMFILEMAPD_LOG", "DMFILEMAPD_STANDALONE", "DMFILEMAPD_CONFIG_DIR", "INTERVAL"] {
+    for name in ["DMFILEMAPD_STANDALONE", "DMFILEMAPD_CONFIG_DIR", "INTERVAL"] {
         assert_eq!(with(&folder, &[(name, "x")], Layer::new()), with(&folder, &[], Layer::new()));
     }
     let odd: OsString = OsStr::from_bytes(b"DMFILEMAPD_\xff").to_owned();

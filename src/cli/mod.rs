@@ -1,6 +1,7 @@
 //! The native command line: one file per subcommand.
 
 mod check;
+mod completions;
 mod dry_run;
 mod explain;
 mod files;
@@ -21,10 +22,12 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::process::ExitCode;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand};
 use log::{Level, LevelFilter};
 
 use crate::kernel::control::{OpenError, OpenErrorKind};
+use crate::mode::Mode;
 use crate::{compat, config};
 
 /// How the program ends.
@@ -125,6 +128,14 @@ enum Command {
     Reload(service::Socket),
     /// End the service; the groups stay
     Stop(service::Socket),
+    /// Print what has a shell complete these words: `source <(dmfilemapd completions bash)`
+    Completions(completions::Arguments),
+}
+
+/// Reads a mode, and has shells complete it.
+fn mode_parser() -> impl TypedValueParser<Value = Mode> {
+    let words = [Mode::Inode, Mode::Path].map(Mode::as_str);
+    PossibleValuesParser::new(words).try_map(|word| word.parse::<Mode>())
 }
 
 /// Starts the log on stderr, with lines of this level and worse.
@@ -151,6 +162,14 @@ fn journal_line(out: &mut env_logger::fmt::Formatter, record: &log::Record<'_>) 
     };
     let text = record.args().to_string();
     text.lines().try_for_each(|line| writeln!(out, "<{priority}>{line}"))
+}
+
+/// Says why the program ends. The journal takes a line that does not say how bad it is for news.
+fn complain(message: &str) {
+    if is_stderr_the_journal() {
+        return message.lines().for_each(|line| eprintln!("<3>{line}"));
+    }
+    eprintln!("dmfilemapd: {message}");
 }
 
 /// One line of the log: who speaks, and how bad it is where it is.
@@ -188,11 +207,12 @@ pub fn main(args: &[OsString]) -> ExitCode {
         Command::Remove(arguments) => service::remove(&arguments),
         Command::Reload(socket) => service::reload(&socket),
         Command::Stop(socket) => service::stop(&socket),
+        Command::Completions(arguments) => completions::main(&arguments),
     };
     match outcome {
         Ok(exit) => exit.into(),
         Err(Failure(exit, message)) => {
-            eprintln!("dmfilemapd: {message}");
+            complain(&message);
             exit.into()
         }
     }

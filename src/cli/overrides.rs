@@ -20,6 +20,7 @@ pub struct GroupOverrides {
 
     /// What makes a file the same file: its inode, or its path [default: inode]
     #[arg(long, value_name = "inode|path", visible_alias = "follow")]
+    #[arg(value_parser = super::mode_parser(), hide_possible_values = true)]
     mode: Option<Mode>,
 
     /// Name of the group, in which {name}, {parent} and {ino} are filled in [default: {name}]

@@ -44,6 +44,7 @@ pub struct AddArguments {
 
     /// What makes a file the same file: its inode, or its path
     #[arg(long, value_name = "inode|path", default_value = "inode")]
+    #[arg(value_parser = super::mode_parser(), hide_possible_values = true)]
     mode: Mode,
 
     /// Name of the group [default: the file's name]

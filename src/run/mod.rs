@@ -133,7 +133,6 @@ pub fn serve<D: Dm + Send + 'static>(
     supervisor::ready();
     ready();
     let outcome = run.serve();
-    supervisor::stopping();
     drop(server); // nobody is left who would answer
     Ok(outcome)
 }

@@ -306,6 +306,9 @@ impl Run {
     pub(super) fn stop(&mut self, events: &mut Vec<Event>) {
         self.outcome = Outcome::Stopped;
         self.farewell = None; // said, or it would end what goes on below
+        if self.service.is_some() {
+            supervisor::stopping();
+        }
         let config = self.service.as_ref().map(Service::settings);
         let remove = config.map_or(self.remove_on_exit, |settings| settings.remove_on_exit);
         if !remove || self.ending.is_some() {
