@@ -1,11 +1,13 @@
 //! The native command line: one file per subcommand.
 
 mod check;
+mod counted;
 mod dry_run;
 mod explain;
 mod files;
 mod gc;
 mod legacy;
+mod metrics;
 mod overrides;
 mod run;
 mod service;
@@ -117,6 +119,9 @@ enum Command {
     Gc(gc::Arguments),
     /// Say how the service and its files are doing
     Status(service::StatusArguments),
+    /// Say what was counted, as Prometheus reads it; of the service's files if one runs, else of
+    /// every group on the machine
+    Metrics(metrics::Arguments),
     /// Let the service follow a file
     Add(service::AddArguments),
     /// Let the service follow a file no longer
@@ -184,6 +189,7 @@ pub fn main(args: &[OsString]) -> ExitCode {
         Command::Check(arguments) => check::main(&arguments),
         Command::Gc(arguments) => gc::main(&arguments),
         Command::Status(arguments) => service::status(&arguments),
+        Command::Metrics(arguments) => metrics::main(&arguments),
         Command::Add(arguments) => service::add(&arguments),
         Command::Remove(arguments) => service::remove(&arguments),
         Command::Reload(socket) => service::reload(&socket),

@@ -108,7 +108,7 @@ pub(super) fn scout<D: Dm>(
                 let seen = super::scan::scan(&wanted, &followed, require);
                 Finding::Seen(wanted, seen)
             }
-            Errand::Reload => Finding::Reloaded(read()),
+            Errand::Reload => Finding::Reloaded(read().map(Box::new)),
             Errand::Recall(added, base) => {
                 let (mut found, mut lost) = (Vec::new(), Vec::new());
                 for file in added {
@@ -164,7 +164,7 @@ impl Run {
         match finding {
             Finding::Seen(wanted, seen) => self.seen(&wanted, seen, events),
             Finding::Recalled(found, lost) => self.recalled(found, lost),
-            Finding::Reloaded(Ok(config)) => self.reloaded(config),
+            Finding::Reloaded(Ok(config)) => self.reloaded(*config),
             Finding::Reloaded(Err(errors)) => {
                 error!("{errors}\nthe configuration from before stays in force");
                 supervisor::ready();
