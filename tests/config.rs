@@ -15,6 +15,7 @@ use dmfilemapd::config::{
     Assignment, Config, Errors, KEYS, Layer, Place, Setting, Settings, Source, owners, read,
 };
 use dmfilemapd::mode::Mode;
+use dmfilemapd::values::Listen;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -103,6 +104,9 @@ histogram = ["1ms", "2ms"]
 max_files = 5
 socket = ""
 remove_on_exit = true
+metrics_listen = "127.0.0.1:1"
+metrics_textfile = "/x.prom"
+metrics_interval = "4s"
 "#);
     let Config { settings, .. } = config.unwrap();
     let expected = Settings {
@@ -119,6 +123,9 @@ remove_on_exit = true
         max_files: 5,
         socket: None,
         remove_on_exit: true,
+        metrics_listen: Some(Listen::Port("127.0.0.1:1".parse().unwrap())),
+        metrics_textfile: Some("/x.prom".into()),
+        metrics_interval: Duration::from_secs(4),
     };
     assert_eq!(settings, expected);
     let terms = settings.terms();
