@@ -410,7 +410,8 @@ fn every_option_is_a_key_and_stands_over_the_rest() {
     let folder = folder(&[("config.toml", "max_files = 9\nremove_on_exit = true")]);
     let args = "--interval=1s --max-interval=2s --fixed --full-look=3s --rescan-interval=4s \
                 --mode=path --alias={ino} --program-id=x --precise --histogram=1ms --max-files=5 \
-                --socket= --remove-on-exit=false";
+                --socket= --remove-on-exit=false --metrics-listen=[::1]:9 \
+                --metrics-textfile=/x.prom --metrics-interval=6s";
     let output = check(folder.path(), &args.split_whitespace().collect::<Vec<_>>());
     let shown = text_of(&output.stdout);
     let rows = shown.lines().skip(1).take_while(|line| !line.is_empty());

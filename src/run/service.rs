@@ -17,6 +17,7 @@ use crate::dm::Dm;
 use crate::engine::{End, Event, FileId, Time};
 use crate::group::safe_alias;
 use crate::place;
+use crate::values::Listen;
 
 /// Share of the time that scans may take, as one part in so many.
 const SCAN_SHARE: u32 = 20;
@@ -182,6 +183,9 @@ impl Run {
         if before.socket != config.settings.socket {
             warn!("another control socket is used from the next start on");
         }
+        if exported(before) != exported(&config.settings) {
+            warn!("other metrics_ settings hold from the next start on");
+        }
         self.engine.set_full_look(config.settings.full_look);
         service.config_error = None;
         service.dismissed.clear();
@@ -327,6 +331,10 @@ impl Run {
             service.dismissed.insert(claimed.key);
         }
     }
+}
+
+fn exported(settings: &Settings) -> (&Option<Listen>, &Option<PathBuf>, Duration) {
+    (&settings.metrics_listen, &settings.metrics_textfile, settings.metrics_interval)
 }
 
 impl Service {
