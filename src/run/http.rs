@@ -229,6 +229,7 @@ mod tests {
         }
     }
 
+    #[allow(clippy::unnecessary_wraps)] // main may be too busy to answer, this is not
     fn totals() -> Result<Totals, String> {
         let service = ServiceTotals { version: "1.2.3".into(), files: 7, ..Default::default() };
         Ok(Totals { service: Some(service), ..Totals::default() })
