@@ -42,6 +42,7 @@ pub fn is_legacy(args: &[OsString]) -> bool {
         "run",
         "update",
         "explain",
+        "metrics",
         "check",
         "gc",
         "status",

@@ -36,6 +36,7 @@
 //! | | [`mod@run`] | threads, queues, signals |
 //! | | [`request`] | what is said on the control socket |
 //! | | [`survey`] | what was counted, as the kernel says it |
+//! | | [`metrics`] | the same as Prometheus reads it |
 //! | 4: front doors | [`compat`], [`cli`], [`launch`] | lvm2's command line, ours, a library |
 //! | | [`socket`], [`client`] | the two ends of the control socket |
 //!
@@ -94,6 +95,7 @@ pub mod group;
 pub mod kernel;
 pub mod launch;
 pub mod message;
+pub mod metrics;
 pub mod mode;
 pub mod place;
 pub mod plan;

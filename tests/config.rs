@@ -15,6 +15,7 @@ use dmfilemapd::config::{
     Assignment, Config, Errors, KEYS, Layer, Place, Setting, Settings, Source, owners, read,
 };
 use dmfilemapd::mode::Mode;
+use dmfilemapd::values::Listen;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -103,6 +104,9 @@ histogram = ["1ms", "2ms"]
 max_files = 5
 socket = ""
 remove_on_exit = true
+metrics_listen = "127.0.0.1:1"
+metrics_textfile = "/x.prom"
+metrics_interval = "4s"
 "#);
     let Config { settings, .. } = config.unwrap();
     let expected = Settings {
@@ -119,6 +123,9 @@ remove_on_exit = true
         max_files: 5,
         socket: None,
         remove_on_exit: true,
+        metrics_listen: Some(Listen::Port("127.0.0.1:1".parse().unwrap())),
+        metrics_textfile: Some("/x.prom".into()),
+        metrics_interval: Duration::from_secs(4),
     };
     assert_eq!(settings, expected);
     let terms = settings.terms();
@@ -403,7 +410,8 @@ fn every_option_is_a_key_and_stands_over_the_rest() {
     let folder = folder(&[("config.toml", "max_files = 9\nremove_on_exit = true")]);
     let args = "--interval=1s --max-interval=2s --fixed --full-look=3s --rescan-interval=4s \
                 --mode=path --alias={ino} --program-id=x --precise --histogram=1ms --max-files=5 \
-                --socket= --remove-on-exit=false";
+                --socket= --remove-on-exit=false --metrics-listen=[::1]:9 \
+                --metrics-textfile=/x.prom --metrics-interval=6s";
     let output = check(folder.path(), &args.split_whitespace().collect::<Vec<_>>());
     let shown = text_of(&output.stdout);
     let rows = shown.lines().skip(1).take_while(|line| !line.is_empty());

@@ -197,7 +197,7 @@ fn offered(line: &[&str]) -> Vec<String> {
 #[test]
 fn bash_completes_commands_options_words_and_files() {
     assert_eq!(offered(&["re"]), ["remove", "reload"]);
-    assert_eq!(offered(&["run", "--m"]), ["--mode", "--max-interval", "--max-files"]);
+    assert_eq!(offered(&["run", "--ma"]), ["--max-interval", "--max-files"]);
     assert_eq!(offered(&["run", "--mode", ""]), ["inode", "path"]);
     assert_eq!(offered(&["add", "--mode", "p"]), ["path"]);
     assert_eq!(offered(&["completions", "f"]), ["fish"]);

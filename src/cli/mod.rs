@@ -2,11 +2,13 @@
 
 mod check;
 mod completions;
+mod counted;
 mod dry_run;
 mod explain;
 mod files;
 mod gc;
 mod legacy;
+mod metrics;
 mod overrides;
 mod run;
 mod service;
@@ -120,6 +122,9 @@ enum Command {
     Gc(gc::Arguments),
     /// Say how the service and its files are doing
     Status(service::StatusArguments),
+    /// Say what was counted, as Prometheus reads it; of the service's files if one runs, else of
+    /// every group on the machine
+    Metrics(metrics::Arguments),
     /// Let the service follow a file
     Add(service::AddArguments),
     /// Let the service follow a file no longer
@@ -203,6 +208,7 @@ pub fn main(args: &[OsString]) -> ExitCode {
         Command::Check(arguments) => check::main(&arguments),
         Command::Gc(arguments) => gc::main(&arguments),
         Command::Status(arguments) => service::status(&arguments),
+        Command::Metrics(arguments) => metrics::main(&arguments),
         Command::Add(arguments) => service::add(&arguments),
         Command::Remove(arguments) => service::remove(&arguments),
         Command::Reload(socket) => service::reload(&socket),

@@ -8,7 +8,7 @@ use clap::Args;
 
 use crate::config::{self, AliasTemplate, Assignment, Config, Errors, Layer, Setting, Source};
 use crate::mode::Mode;
-use crate::values::{self, Bounds};
+use crate::values::{self, Bounds, Listen};
 
 /// Those that say how groups are to be, and where the configuration is.
 #[derive(Debug, Args)]
@@ -43,6 +43,7 @@ pub struct GroupOverrides {
 
 /// The value of an option that may be empty. As an `Option` in an `Option` clap would not take it.
 type Socket = Option<PathBuf>;
+type MetricsListen = Option<Listen>;
 
 /// All of them.
 #[derive(Debug, Args)]
@@ -80,6 +81,18 @@ pub struct Overrides {
     /// Control socket; an empty one is none [default: /run/dmfilemapd/control.sock]
     #[arg(long, value_name = "PATH", value_parser = values::socket)]
     socket: Option<Socket>,
+
+    /// Give metrics out over HTTP, at a loopback address as 127.0.0.1:9756 or the path of a socket
+    #[arg(long, value_name = "ADDRESS|PATH", value_parser = values::listen)]
+    metrics_listen: Option<MetricsListen>,
+
+    /// Write metrics to this file, for the textfile collector of Prometheus's node exporter
+    #[arg(long, value_name = "PATH", value_parser = values::textfile)]
+    metrics_textfile: Option<Socket>,
+
+    /// Time between two writings of that file [default: 15s]
+    #[arg(long, value_name = "TIME", value_parser = values::interval)]
+    metrics_interval: Option<Duration>,
 
     /// Delete the groups at the end
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -120,6 +133,9 @@ impl Overrides {
             option("rescan_interval", self.rescan_interval, Setting::RescanInterval),
             option("max_files", self.max_files, Setting::MaxFiles),
             option("socket", self.socket.clone(), Setting::Socket),
+            option("metrics_listen", self.metrics_listen.clone(), Setting::MetricsListen),
+            option("metrics_textfile", self.metrics_textfile.clone(), Setting::MetricsTextfile),
+            option("metrics_interval", self.metrics_interval, Setting::MetricsInterval),
             option("remove_on_exit", self.remove_on_exit, Setting::RemoveOnExit),
         ];
         self.group.read_with(options.into_iter().flatten().collect())

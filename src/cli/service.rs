@@ -108,7 +108,7 @@ fn tell(socket: &Socket, request: &Request) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
-fn ask(Socket { socket }: &Socket, request: &Request) -> Result<Reply, Failure> {
+pub fn ask(Socket { socket }: &Socket, request: &Request) -> Result<Reply, Failure> {
     match client::call(socket, request, TIMEOUT) {
         Ok(Reply::Error(text)) => Err(Failure::new(text)),
         Ok(reply) => Ok(reply),

@@ -8,7 +8,7 @@ use Writing::{Flag, List, Number, Text};
 
 use super::{AliasTemplate, Settings};
 use crate::mode::Mode;
-use crate::values::{self, Bounds};
+use crate::values::{self, Bounds, Listen};
 
 /// A value for one of the settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +39,12 @@ pub enum Setting {
     Socket(Option<PathBuf>),
     /// See [`Settings::remove_on_exit`].
     RemoveOnExit(bool),
+    /// See [`Settings::metrics_listen`].
+    MetricsListen(Option<Listen>),
+    /// See [`Settings::metrics_textfile`].
+    MetricsTextfile(Option<PathBuf>),
+    /// See [`Settings::metrics_interval`].
+    MetricsInterval(Duration),
 }
 
 impl Settings {
@@ -58,6 +64,9 @@ impl Settings {
             Setting::MaxFiles(max) => self.max_files = max,
             Setting::Socket(path) => self.socket = path,
             Setting::RemoveOnExit(remove) => self.remove_on_exit = remove,
+            Setting::MetricsListen(listen) => self.metrics_listen = listen,
+            Setting::MetricsTextfile(path) => self.metrics_textfile = path,
+            Setting::MetricsInterval(interval) => self.metrics_interval = interval,
         }
     }
 }
@@ -109,7 +118,7 @@ const fn key(
 }
 
 /// All keys, in the order in which they are shown.
-pub const KEYS: [Key; 13] = [
+pub const KEYS: [Key; 16] = [
     key("interval", (Text, Anywhere), |t| interval(t, Setting::Interval), |s| time(s.interval)),
     key("max_interval", (Text, Anywhere), |t| interval(t, Setting::MaxInterval), max_interval),
     key("fixed", (Flag, Anywhere), |t| flag(t, Setting::Fixed), |s| s.fixed.to_string()),
@@ -141,12 +150,35 @@ pub const KEYS: [Key; 13] = [
         |t| values::max_files(t).map(Setting::MaxFiles),
         |s| s.max_files.to_string(),
     ),
-    key("socket", (Text, Top), |t| values::socket(t).map(Setting::Socket), socket),
+    key(
+        "socket",
+        (Text, Top),
+        |t| values::socket(t).map(Setting::Socket),
+        |s| shown(s.socket.as_ref()),
+    ),
     key(
         "remove_on_exit",
         (Flag, Top),
         |t| flag(t, Setting::RemoveOnExit),
         |s| s.remove_on_exit.to_string(),
+    ),
+    key(
+        "metrics_listen",
+        (Text, Top),
+        |t| values::listen(t).map(Setting::MetricsListen),
+        |s| s.metrics_listen.as_ref().map(ToString::to_string).unwrap_or_default(),
+    ),
+    key(
+        "metrics_textfile",
+        (Text, Top),
+        |t| values::textfile(t).map(Setting::MetricsTextfile),
+        |s| shown(s.metrics_textfile.as_ref()),
+    ),
+    key(
+        "metrics_interval",
+        (Text, Top),
+        |t| interval(t, Setting::MetricsInterval),
+        |s| time(s.metrics_interval),
     ),
 ];
 
@@ -193,8 +225,8 @@ fn max_interval(settings: &Settings) -> String {
     time(settings.max_interval)
 }
 
-fn socket(settings: &Settings) -> String {
-    settings.socket.as_ref().map(|path| path.display().to_string()).unwrap_or_default()
+fn shown(path: Option<&PathBuf>) -> String {
+    path.map(|path| path.display().to_string()).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ pub use pattern::{Expansion, Found, Owners, Pattern, expand, owners};
 use crate::engine::Pace;
 use crate::mode::Mode;
 use crate::update;
-use crate::values::Bounds;
+use crate::values::{Bounds, Listen};
 
 /// Where the configuration is, unless the command line or the environment says otherwise.
 pub const FOLDER: &str = "/etc/dmfilemapd";
@@ -66,6 +66,12 @@ pub struct Settings {
     pub socket: Option<PathBuf>,
     /// Whether the groups are deleted when the service ends.
     pub remove_on_exit: bool,
+    /// Where metrics are given out over HTTP, if they are.
+    pub metrics_listen: Option<Listen>,
+    /// The file that metrics are written to, if they are.
+    pub metrics_textfile: Option<PathBuf>,
+    /// Between two writings of that file. 15 s.
+    pub metrics_interval: Duration,
 }
 
 impl Default for Settings {
@@ -84,6 +90,9 @@ impl Default for Settings {
             max_files: 100_000,
             socket: Some(PathBuf::from("/run/dmfilemapd/control.sock")),
             remove_on_exit: false,
+            metrics_listen: None,
+            metrics_textfile: None,
+            metrics_interval: Duration::from_secs(15),
         }
     }
 }

@@ -154,6 +154,17 @@ pub enum Source {
     Grid,
 }
 
+impl Source {
+    /// The word for it, as in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Source::Regions => "regions",
+            Source::Grid => "grid",
+        }
+    }
+}
+
 /// What was counted of a file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FileTotals {

@@ -77,7 +77,7 @@ where
             (Request::Status { path }, _) => {
                 Ok(self.ask(Question::Status(path.map(|path| path.0))))
             }
-            (Request::Totals { .. }, _) => Err("this service keeps no totals".to_owned()),
+            (Request::Totals { .. }, _) => self.totals().map(|totals| Reply::Totals(totals.into())),
             (Request::Add { path, mode, alias }, _) => self.add(&path.0, mode, alias.as_deref()),
             (Request::Remove { path }, _) => Ok(self.ask(Question::Remove(path.0))),
             (Request::Reload, _) => self.reload(),
@@ -88,6 +88,11 @@ where
             (Request::Follow(_), None) => Err("no descriptor came with it".to_owned()),
         };
         answer.map_or_else(refusal, socket::Answer::Now)
+    }
+
+    /// What was counted.
+    pub(super) fn totals(&self) -> Result<crate::request::Totals, String> {
+        Err("this service keeps no totals".to_owned())
     }
 
     fn ask(&self, question: Question) -> Reply {
@@ -118,7 +123,7 @@ where
             Ok(config) => Ok(format!("in force, with {} entries", config.rules.len())),
             Err(errors) => Err(errors.to_string()),
         };
-        self.main.send(Answer::Found(Finding::Reloaded(read))).ok(); // ending: nothing to reload
+        self.main.send(Answer::Found(Finding::Reloaded(read.map(Box::new)))).ok(); // ending: nothing to reload
         outcome.map(Reply::Ok)
     }
 

@@ -8,6 +8,8 @@
 mod added;
 mod control;
 mod crew;
+mod exporter;
+mod http;
 mod jobs;
 mod scan;
 mod service;
@@ -122,10 +124,17 @@ pub fn serve<D: Dm + Send + 'static>(
     let read = Arc::new(read);
     run.employ_scout(read.clone(), open.clone(), claim)?;
     let path = config.settings.socket.clone();
+    let exported = config.settings.clone();
     let service = Service::new(config);
     let desk = Desk { main: run.sender.clone(), wanted: service.shared.clone(), read, open, claim };
     run.service = Some(service);
+    let desk = Arc::new(desk);
+    let ask: http::Ask = Arc::new({
+        let desk = desk.clone();
+        move || desk.totals()
+    });
     let answer = move |request, fd, peer: &_| desk.answer(request, fd, peer);
+    let exporter = exporter::start(&exported, &ask)?;
     let server = path.as_ref().map(|path| socket::serve(path, answer)).transpose()?;
     if let Some(path) = path {
         run.recall(&path); // only now: another service may have been there
@@ -133,7 +142,7 @@ pub fn serve<D: Dm + Send + 'static>(
     supervisor::ready();
     ready();
     let outcome = run.serve();
-    drop(server); // nobody is left who would answer
+    drop((server, exporter)); // nobody is left who would answer
     Ok(outcome)
 }
 

@@ -182,7 +182,7 @@ pub(super) enum Finding {
     /// Of a scan for this configuration.
     Seen(Arc<Wanted>, Seen),
     /// The configuration as it is now.
-    Reloaded(Result<Config, Errors>),
+    Reloaded(Result<Box<Config>, Errors>),
     /// What was found again; and what was not, and why.
     Recalled(Vec<Fresh>, Vec<(PathBuf, String)>),
 }

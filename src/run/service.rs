@@ -17,6 +17,7 @@ use crate::dm::Dm;
 use crate::engine::{End, Event, FileId, Time};
 use crate::group::safe_alias;
 use crate::place;
+use crate::values::Listen;
 
 /// Share of the time that scans may take, as one part in so many.
 const SCAN_SHARE: u32 = 20;
@@ -108,7 +109,7 @@ pub(super) fn scout<D: Dm>(
                 let seen = super::scan::scan(&wanted, &followed, require);
                 Finding::Seen(wanted, seen)
             }
-            Errand::Reload => Finding::Reloaded(read()),
+            Errand::Reload => Finding::Reloaded(read().map(Box::new)),
             Errand::Recall(added, base) => {
                 let (mut found, mut lost) = (Vec::new(), Vec::new());
                 for file in added {
@@ -164,7 +165,7 @@ impl Run {
         match finding {
             Finding::Seen(wanted, seen) => self.seen(&wanted, seen, events),
             Finding::Recalled(found, lost) => self.recalled(found, lost),
-            Finding::Reloaded(Ok(config)) => self.reloaded(config),
+            Finding::Reloaded(Ok(config)) => self.reloaded(*config),
             Finding::Reloaded(Err(errors)) => {
                 error!("{errors}\nthe configuration from before stays in force");
                 supervisor::ready();
@@ -181,6 +182,9 @@ impl Run {
         let before = service.settings();
         if before.socket != config.settings.socket {
             warn!("another control socket is used from the next start on");
+        }
+        if exported(before) != exported(&config.settings) {
+            warn!("other metrics_ settings hold from the next start on");
         }
         self.engine.set_full_look(config.settings.full_look);
         service.config_error = None;
@@ -330,6 +334,10 @@ impl Run {
             service.dismissed.insert(claimed.key);
         }
     }
+}
+
+fn exported(settings: &Settings) -> (&Option<Listen>, &Option<PathBuf>, Duration) {
+    (&settings.metrics_listen, &settings.metrics_textfile, settings.metrics_interval)
 }
 
 impl Service {
