@@ -93,6 +93,7 @@ pub mod fit;
 pub mod group;
 pub mod kernel;
 pub mod launch;
+pub mod ledger;
 pub mod message;
 pub mod mode;
 pub mod place;
