@@ -144,12 +144,12 @@ pub fn max_files(text: &str) -> Result<usize, String> {
     max.ok_or_else(|| format!("{text:?} is no limit of files; give a number from 1 to 10000000"))
 }
 
-/// The absolute path of a socket; an empty text is for none.
+/// An absolute path; an empty text is for none.
 ///
 /// # Errors
 ///
 /// The path is relative.
-pub fn socket(text: &str) -> Result<Option<PathBuf>, String> {
+pub fn absolute_path(text: &str) -> Result<Option<PathBuf>, String> {
     match text.chars().next() {
         None => Ok(None),
         Some('/') => Ok(Some(PathBuf::from(text))),
@@ -232,9 +232,9 @@ mod tests {
     fn an_empty_text_is_for_no_histogram_and_no_socket() {
         assert_eq!(histogram(""), Ok(Bounds::default()));
         assert_eq!(histogram("1ms"), bounds("1ms"));
-        assert_eq!(socket(""), Ok(None));
-        assert_eq!(socket("/run/x"), Ok(Some("/run/x".into())));
-        assert!(socket("run/x").is_err());
+        assert_eq!(absolute_path(""), Ok(None));
+        assert_eq!(absolute_path("/run/x"), Ok(Some("/run/x".into())));
+        assert!(absolute_path("run/x").is_err());
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use dmfilemapd::request::{FileStatus, Reply, Status};
+use dmfilemapd::request::{FileStatus, Status};
 use nix::sys::signal::Signal;
 
 use daemon::{
@@ -72,10 +72,7 @@ fn refused(words: &str, exit: i32, says: &str) {
 }
 
 fn status() -> Status {
-    match Reply::read(told("status --json").as_bytes()).unwrap() {
-        Reply::Status(status) => *status,
-        other => panic!("{other:?}"),
-    }
+    serde_json::from_str(&told("status --json")).unwrap()
 }
 
 fn status_of(file: &Path) -> Option<FileStatus> {

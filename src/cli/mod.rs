@@ -5,10 +5,12 @@ mod dry_run;
 mod explain;
 mod files;
 mod gc;
+mod json;
 mod legacy;
 mod overrides;
 mod run;
 mod service;
+mod totals;
 mod update;
 
 use std::env;
@@ -117,6 +119,8 @@ enum Command {
     Gc(gc::Arguments),
     /// Say how the service and its files are doing
     Status(service::StatusArguments),
+    /// Say what was counted of each file: by the service, or else by the kernel
+    Totals(totals::Arguments),
     /// Let the service follow a file
     Add(service::AddArguments),
     /// Let the service follow a file no longer
@@ -184,6 +188,7 @@ pub fn main(args: &[OsString]) -> ExitCode {
         Command::Check(arguments) => check::main(&arguments),
         Command::Gc(arguments) => gc::main(&arguments),
         Command::Status(arguments) => service::status(&arguments),
+        Command::Totals(arguments) => totals::main(&arguments),
         Command::Add(arguments) => service::add(&arguments),
         Command::Remove(arguments) => service::remove(&arguments),
         Command::Reload(socket) => service::reload(&socket),

@@ -41,7 +41,7 @@ pub struct GroupOverrides {
 }
 
 /// The value of an option that may be empty. As an `Option` in an `Option` clap would not take it.
-type Socket = Option<PathBuf>;
+type Place = Option<PathBuf>;
 
 /// All of them.
 #[derive(Debug, Args)]
@@ -72,13 +72,22 @@ pub struct Overrides {
     #[arg(long, value_name = "TIME", value_parser = values::interval)]
     rescan_interval: Option<Duration>,
 
+    /// Time between two readings of what was counted [default: 10s]
+    #[arg(long, value_name = "TIME", value_parser = values::interval)]
+    read_interval: Option<Duration>,
+
     /// Files to follow at the most [default: 100000]
     #[arg(long, value_name = "COUNT", value_parser = values::max_files)]
     max_files: Option<usize>,
 
     /// Control socket; an empty one is none [default: /run/dmfilemapd/control.sock]
-    #[arg(long, value_name = "PATH", value_parser = values::socket)]
-    socket: Option<Socket>,
+    #[arg(long, value_name = "PATH", value_parser = values::absolute_path)]
+    socket: Option<Place>,
+
+    /// Where totals are kept for the next start; an empty one is nowhere [default:
+    /// /var/lib/dmfilemapd]
+    #[arg(long, value_name = "DIR", value_parser = values::absolute_path)]
+    state_dir: Option<Place>,
 
     /// Delete the groups at the end
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -117,8 +126,10 @@ impl Overrides {
             option("fixed", self.fixed, Setting::Fixed),
             option("full_look", self.full_look, Setting::FullLook),
             option("rescan_interval", self.rescan_interval, Setting::RescanInterval),
+            option("read_interval", self.read_interval, Setting::ReadInterval),
             option("max_files", self.max_files, Setting::MaxFiles),
             option("socket", self.socket.clone(), Setting::Socket),
+            option("state_dir", self.state_dir.clone(), Setting::StateDir),
             option("remove_on_exit", self.remove_on_exit, Setting::RemoveOnExit),
         ];
         self.group.read_with(options.into_iter().flatten().collect())
