@@ -43,6 +43,7 @@ pub fn is_legacy(args: &[OsString]) -> bool {
         "update",
         "explain",
         "metrics",
+        "totals",
         "check",
         "gc",
         "status",

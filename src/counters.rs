@@ -49,7 +49,7 @@ fn is_zero(number: &u64) -> bool {
 }
 
 /// How many there are.
-const LEN: usize = 12;
+pub(crate) const LEN: usize = 12;
 
 impl Counters {
     /// Whether nothing was counted.
@@ -75,8 +75,15 @@ impl Counters {
         ]
     }
 
-    fn values(mut self) -> [u64; LEN] {
+    /// In the order in which they stand above.
+    pub(crate) fn values(mut self) -> [u64; LEN] {
         self.values_mut().map(|value| *value)
+    }
+
+    pub(crate) fn from_values(values: [u64; LEN]) -> Counters {
+        let mut counters = Counters::default();
+        counters.values_mut().into_iter().zip(values).for_each(|(to, value)| *to = value);
+        counters
     }
 
     fn with(mut self, other: Counters, what: impl Fn(u64, u64) -> u64) -> Counters {
@@ -331,12 +338,12 @@ impl Histogram {
 
 /// The bins between some of the bounds.
 fn coarser(some: &[u64], bounds: &[u64], bins: &[u64]) -> Vec<u64> {
-    let mut counts = vec![0; some.len() + 1];
+    let mut counts = vec![0_u64; some.len() + 1];
     for (at, bin) in bins.iter().enumerate() {
         // What lies below a bound lies below every higher one; the last bin has none above.
         let upper = bounds.get(at).copied().unwrap_or(u64::MAX);
         let into = some.partition_point(|bound| *bound < upper).min(some.len());
-        counts[into] += bin;
+        counts[into] = counts[into].saturating_add(*bin);
     }
     counts
 }

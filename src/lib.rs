@@ -29,6 +29,7 @@
 //! | | [`values`] | intervals, bounds and words, as people write them |
 //! | | [`plan`], [`fit`] | from regions and extents to a delta, short enough to be read |
 //! | 1: decisions | [`update`] | one group, from what it is to what it should be |
+//! | | [`ledger`] | what files have counted in all, whatever becomes of their regions |
 //! | | [`engine`] | `(now, event)` to actions: what is due, what is under way, when to stop |
 //! | 2: the kernel | [`kernel`] | FIEMAP, `/dev/mapper/control`, a table in memory, forks |
 //! | 3: the program | [`sample`], [`place`], [`entry`] | one look at one file; where it lies |
@@ -75,7 +76,10 @@
 //! | lane | the work for one device; how much of it may be under way is bounded |
 //! | gauge | a device's write counter: while it stands still, idle files are not looked at |
 //! | sweep | one listing of a device, to see what others did to our groups |
-//! | ledger | what a service was asked for and no rule wants, written down for the next one |
+//! | roster | what a service was asked for and no rule wants, written down for the next one |
+//! | reading | what a region has counted, at one moment; or one of all groups of a device |
+//! | ledger | what each file has counted in all, in an account, and the last readings |
+//! | holder | whose account it is: a file, by what is the same after a restart of the machine |
 //! | delta | what to keep, create and delete |
 //! | message, reply | one line of text to the kernel, and its answer |
 
@@ -94,6 +98,7 @@ pub mod fit;
 pub mod group;
 pub mod kernel;
 pub mod launch;
+pub mod ledger;
 pub mod message;
 pub mod metrics;
 pub mod mode;

@@ -262,6 +262,7 @@ struct Walk {
     pages: usize,
     pending: bool,
     shared: bool,
+    shared_sectors: u64,
 }
 
 impl Walk {
@@ -298,14 +299,16 @@ impl Walk {
         } else if is(fiemap::ENCODED) && !is(fiemap::DATA_ENCRYPTED) {
             // Compressed: the length is that of the data, not of what lies on the device.
         } else if let Some(extent) = Extent::of_bytes(mapped.physical, mapped.length) {
+            self.shared_sectors += if is(fiemap::SHARED) { extent.len() } else { 0 };
             self.extents.push(extent);
         }
     }
 
     fn into_map(self, torn: bool) -> Map {
-        let extents: Extents = self.extents.into_iter().collect();
+        let extents: Extents = self.extents.iter().copied().collect();
         let fingerprint = extents.fingerprint();
-        Map { extents, fingerprint, pending: self.pending, shared: self.shared, torn }
+        let Walk { pending, shared, shared_sectors, .. } = self;
+        Map { extents, fingerprint, pending, shared, shared_sectors, torn }
     }
 }
 

@@ -36,6 +36,8 @@ pub struct Map {
     /// Something of the file is shared, so that the next write may move it without a change of
     /// the stamp.
     pub shared: bool,
+    /// Sectors of extents that are shared.
+    pub shared_sectors: u64,
     /// The file kept changing while it was read: parts of the map may be of different moments.
     pub torn: bool,
 }

@@ -145,12 +145,12 @@ pub fn max_files(text: &str) -> Result<usize, String> {
     max.ok_or_else(|| format!("{text:?} is no limit of files; give a number from 1 to 10000000"))
 }
 
-/// The absolute path of a socket; an empty text is for none.
+/// An absolute path; an empty text is for none.
 ///
 /// # Errors
 ///
 /// The path is relative.
-pub fn socket(text: &str) -> Result<Option<PathBuf>, String> {
+pub fn absolute_path(text: &str) -> Result<Option<PathBuf>, String> {
     match text.chars().next() {
         None => Ok(None),
         Some('/') => Ok(Some(PathBuf::from(text))),
@@ -169,7 +169,7 @@ pub fn textfile(text: &str) -> Result<Option<PathBuf>, String> {
     if !text.is_empty() && extension.is_none_or(|extension| extension != "prom") {
         return Err(format!("{text:?} does not end in .prom, and would not be collected"));
     }
-    socket(text)
+    absolute_path(text)
 }
 
 /// Where metrics are given out over HTTP.
@@ -199,7 +199,7 @@ impl fmt::Display for Listen {
 /// this machine has.
 pub fn listen(text: &str) -> Result<Option<Listen>, String> {
     if text.is_empty() || text.starts_with('/') {
-        return Ok(socket(text)?.map(Listen::Socket));
+        return Ok(absolute_path(text)?.map(Listen::Socket));
     }
     let address: SocketAddr = text.parse().map_err(|_| {
         format!("{text:?} is no address; give one as 127.0.0.1:9756, or the path of a socket")
@@ -288,9 +288,9 @@ mod tests {
     fn an_empty_text_is_for_no_histogram_and_no_socket() {
         assert_eq!(histogram(""), Ok(Bounds::default()));
         assert_eq!(histogram("1ms"), bounds("1ms"));
-        assert_eq!(socket(""), Ok(None));
-        assert_eq!(socket("/run/x"), Ok(Some("/run/x".into())));
-        assert!(socket("run/x").is_err());
+        assert_eq!(absolute_path(""), Ok(None));
+        assert_eq!(absolute_path("/run/x"), Ok(Some("/run/x".into())));
+        assert!(absolute_path("run/x").is_err());
     }
 
     #[test]

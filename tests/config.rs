@@ -96,6 +96,7 @@ max_interval = "1m"
 fixed = true
 full_look = "2m"
 rescan_interval = "3s"
+read_interval = "4s"
 mode = "path"
 alias = "{parent}"
 program_id = "mine"
@@ -103,6 +104,7 @@ precise = true
 histogram = ["1ms", "2ms"]
 max_files = 5
 socket = ""
+state_dir = "/x"
 remove_on_exit = true
 metrics_listen = "127.0.0.1:1"
 metrics_textfile = "/x.prom"
@@ -115,6 +117,7 @@ metrics_interval = "4s"
         fixed: true,
         full_look: Duration::from_secs(120),
         rescan_interval: Duration::from_secs(3),
+        read_interval: Duration::from_secs(4),
         mode: Mode::Path,
         alias: "{parent}".parse().unwrap(),
         program_id: "mine".to_owned(),
@@ -122,6 +125,7 @@ metrics_interval = "4s"
         histogram: dmfilemapd::values::bounds("1ms,2ms").unwrap(),
         max_files: 5,
         socket: None,
+        state_dir: Some("/x".into()),
         remove_on_exit: true,
         metrics_listen: Some(Listen::Port("127.0.0.1:1".parse().unwrap())),
         metrics_textfile: Some("/x.prom".into()),
@@ -409,9 +413,9 @@ fn check_shows_what_holds_and_who_says_it() {
 fn every_option_is_a_key_and_stands_over_the_rest() {
     let folder = folder(&[("config.toml", "max_files = 9\nremove_on_exit = true")]);
     let args = "--interval=1s --max-interval=2s --fixed --full-look=3s --rescan-interval=4s \
-                --mode=path --alias={ino} --program-id=x --precise --histogram=1ms --max-files=5 \
-                --socket= --remove-on-exit=false --metrics-listen=[::1]:9 \
-                --metrics-textfile=/x.prom --metrics-interval=6s";
+                --read-interval=5s --state-dir=/x --mode=path --alias={ino} --program-id=x \
+                --precise --histogram=1ms --max-files=5 --socket= --remove-on-exit=false \
+                --metrics-listen=[::1]:9 --metrics-textfile=/x.prom --metrics-interval=6s";
     let output = check(folder.path(), &args.split_whitespace().collect::<Vec<_>>());
     let shown = text_of(&output.stdout);
     let rows = shown.lines().skip(1).take_while(|line| !line.is_empty());

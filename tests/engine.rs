@@ -156,7 +156,7 @@ fn stamp(changed: i64) -> Stamp {
 fn map(len: u64) -> Map {
     let extents = extents(len);
     let fingerprint = extents.fingerprint();
-    Map { extents, fingerprint, pending: false, shared: false, torn: false }
+    Map { extents, fingerprint, pending: false, shared: false, shared_sectors: 0, torn: false }
 }
 
 fn mapped(changed: i64, len: u64) -> Sight {

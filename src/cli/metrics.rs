@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use clap::Args;
 
 use super::service::Socket;
-use super::{Exit, Failure, counted};
+use super::{Exit, Failure, totals};
 use crate::kernel::process::end_at_broken_pipe;
 use crate::metrics::{Dialect, render};
 
@@ -20,10 +20,10 @@ pub struct Arguments {
 }
 
 pub fn main(arguments: &Arguments) -> Result<Exit, Failure> {
-    let totals = counted::totals(&arguments.socket, None)?;
+    let counted = totals::gather(&arguments.socket)?;
     let dialect = if arguments.openmetrics { Dialect::OpenMetrics } else { Dialect::Classic };
     end_at_broken_pipe();
-    let text = render(&totals, dialect);
+    let text = render(&counted, dialect);
     io::stdout().write_all(text.as_bytes()).map_err(Failure::new)?;
     Ok(Exit::Ok)
 }

@@ -2,16 +2,17 @@
 
 mod check;
 mod completions;
-mod counted;
 mod dry_run;
 mod explain;
 mod files;
 mod gc;
+mod json;
 mod legacy;
 mod metrics;
 mod overrides;
 mod run;
 mod service;
+mod totals;
 mod update;
 
 use std::env;
@@ -125,6 +126,8 @@ enum Command {
     /// Say what was counted, as Prometheus reads it; of the service's files if one runs, else of
     /// every group on the machine
     Metrics(metrics::Arguments),
+    /// Say what was counted of each file: by the service, or else by the kernel
+    Totals(totals::Arguments),
     /// Let the service follow a file
     Add(service::AddArguments),
     /// Let the service follow a file no longer
@@ -209,6 +212,7 @@ pub fn main(args: &[OsString]) -> ExitCode {
         Command::Gc(arguments) => gc::main(&arguments),
         Command::Status(arguments) => service::status(&arguments),
         Command::Metrics(arguments) => metrics::main(&arguments),
+        Command::Totals(arguments) => totals::main(&arguments),
         Command::Add(arguments) => service::add(&arguments),
         Command::Remove(arguments) => service::remove(&arguments),
         Command::Reload(socket) => service::reload(&socket),

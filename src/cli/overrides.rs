@@ -42,7 +42,7 @@ pub struct GroupOverrides {
 }
 
 /// The value of an option that may be empty. As an `Option` in an `Option` clap would not take it.
-type Socket = Option<PathBuf>;
+type Place = Option<PathBuf>;
 type MetricsListen = Option<Listen>;
 
 /// All of them.
@@ -74,13 +74,22 @@ pub struct Overrides {
     #[arg(long, value_name = "TIME", value_parser = values::interval)]
     rescan_interval: Option<Duration>,
 
+    /// Time between two readings of what was counted [default: 10s]
+    #[arg(long, value_name = "TIME", value_parser = values::interval)]
+    read_interval: Option<Duration>,
+
     /// Files to follow at the most [default: 100000]
     #[arg(long, value_name = "COUNT", value_parser = values::max_files)]
     max_files: Option<usize>,
 
     /// Control socket; an empty one is none [default: /run/dmfilemapd/control.sock]
-    #[arg(long, value_name = "PATH", value_parser = values::socket)]
-    socket: Option<Socket>,
+    #[arg(long, value_name = "PATH", value_parser = values::absolute_path)]
+    socket: Option<Place>,
+
+    /// Where totals are kept for the next start; an empty one is nowhere [default:
+    /// /var/lib/dmfilemapd]
+    #[arg(long, value_name = "DIR", value_parser = values::absolute_path)]
+    state_dir: Option<Place>,
 
     /// Give metrics out over HTTP, at a loopback address as 127.0.0.1:9756 or the path of a socket
     #[arg(long, value_name = "ADDRESS|PATH", value_parser = values::listen)]
@@ -88,7 +97,7 @@ pub struct Overrides {
 
     /// Write metrics to this file, for the textfile collector of Prometheus's node exporter
     #[arg(long, value_name = "PATH", value_parser = values::textfile)]
-    metrics_textfile: Option<Socket>,
+    metrics_textfile: Option<Place>,
 
     /// Time between two writings of that file [default: 15s]
     #[arg(long, value_name = "TIME", value_parser = values::interval)]
@@ -131,11 +140,13 @@ impl Overrides {
             option("fixed", self.fixed, Setting::Fixed),
             option("full_look", self.full_look, Setting::FullLook),
             option("rescan_interval", self.rescan_interval, Setting::RescanInterval),
+            option("read_interval", self.read_interval, Setting::ReadInterval),
             option("max_files", self.max_files, Setting::MaxFiles),
             option("socket", self.socket.clone(), Setting::Socket),
             option("metrics_listen", self.metrics_listen.clone(), Setting::MetricsListen),
             option("metrics_textfile", self.metrics_textfile.clone(), Setting::MetricsTextfile),
             option("metrics_interval", self.metrics_interval, Setting::MetricsInterval),
+            option("state_dir", self.state_dir.clone(), Setting::StateDir),
             option("remove_on_exit", self.remove_on_exit, Setting::RemoveOnExit),
         ];
         self.group.read_with(options.into_iter().flatten().collect())

@@ -23,6 +23,8 @@ pub enum Setting {
     FullLook(Duration),
     /// See [`Settings::rescan_interval`].
     RescanInterval(Duration),
+    /// See [`Settings::read_interval`].
+    ReadInterval(Duration),
     /// See [`Settings::mode`].
     Mode(Mode),
     /// See [`Settings::alias`].
@@ -37,6 +39,8 @@ pub enum Setting {
     MaxFiles(usize),
     /// See [`Settings::socket`].
     Socket(Option<PathBuf>),
+    /// See [`Settings::state_dir`].
+    StateDir(Option<PathBuf>),
     /// See [`Settings::remove_on_exit`].
     RemoveOnExit(bool),
     /// See [`Settings::metrics_listen`].
@@ -56,6 +60,7 @@ impl Settings {
             Setting::Fixed(fixed) => self.fixed = fixed,
             Setting::FullLook(interval) => self.full_look = interval,
             Setting::RescanInterval(interval) => self.rescan_interval = interval,
+            Setting::ReadInterval(interval) => self.read_interval = interval,
             Setting::Mode(mode) => self.mode = mode,
             Setting::Alias(template) => self.alias = template,
             Setting::ProgramId(word) => self.program_id = word,
@@ -63,6 +68,7 @@ impl Settings {
             Setting::Histogram(bounds) => self.histogram = bounds,
             Setting::MaxFiles(max) => self.max_files = max,
             Setting::Socket(path) => self.socket = path,
+            Setting::StateDir(path) => self.state_dir = path,
             Setting::RemoveOnExit(remove) => self.remove_on_exit = remove,
             Setting::MetricsListen(listen) => self.metrics_listen = listen,
             Setting::MetricsTextfile(path) => self.metrics_textfile = path,
@@ -118,7 +124,7 @@ const fn key(
 }
 
 /// All keys, in the order in which they are shown.
-pub const KEYS: [Key; 16] = [
+pub const KEYS: [Key; 18] = [
     key("interval", (Text, Anywhere), |t| interval(t, Setting::Interval), |s| time(s.interval)),
     key("max_interval", (Text, Anywhere), |t| interval(t, Setting::MaxInterval), max_interval),
     key("fixed", (Flag, Anywhere), |t| flag(t, Setting::Fixed), |s| s.fixed.to_string()),
@@ -128,6 +134,12 @@ pub const KEYS: [Key; 16] = [
         (Text, Top),
         |t| interval(t, Setting::RescanInterval),
         |s| time(s.rescan_interval),
+    ),
+    key(
+        "read_interval",
+        (Text, Top),
+        |t| interval(t, Setting::ReadInterval),
+        |s| time(s.read_interval),
     ),
     key("mode", (Text, Anywhere), mode, |s| s.mode.to_string()),
     key("alias", (Text, Anywhere), alias, |s| s.alias.to_string()),
@@ -153,8 +165,14 @@ pub const KEYS: [Key; 16] = [
     key(
         "socket",
         (Text, Top),
-        |t| values::socket(t).map(Setting::Socket),
-        |s| shown(s.socket.as_ref()),
+        |t| values::absolute_path(t).map(Setting::Socket),
+        |s| place(s.socket.as_ref()),
+    ),
+    key(
+        "state_dir",
+        (Text, Top),
+        |t| values::absolute_path(t).map(Setting::StateDir),
+        |s| place(s.state_dir.as_ref()),
     ),
     key(
         "remove_on_exit",
@@ -172,7 +190,7 @@ pub const KEYS: [Key; 16] = [
         "metrics_textfile",
         (Text, Top),
         |t| values::textfile(t).map(Setting::MetricsTextfile),
-        |s| shown(s.metrics_textfile.as_ref()),
+        |s| place(s.metrics_textfile.as_ref()),
     ),
     key(
         "metrics_interval",
@@ -225,7 +243,7 @@ fn max_interval(settings: &Settings) -> String {
     time(settings.max_interval)
 }
 
-fn shown(path: Option<&PathBuf>) -> String {
+fn place(path: Option<&PathBuf>) -> String {
     path.map(|path| path.display().to_string()).unwrap_or_default()
 }
 

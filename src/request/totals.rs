@@ -215,7 +215,7 @@ pub struct FileTotals {
     pub uncertain_bytes: Option<u64>,
     /// From when on it was counted. None if nobody knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub since_unix_seconds: Option<f64>,
+    pub since_unix_seconds: Option<u64>,
     /// Times that somebody set the counters of one of its regions to zero; what was counted between
     /// the reading before that and it is not in these totals.
     pub resets: u64,

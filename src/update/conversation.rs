@@ -4,9 +4,12 @@ use std::io;
 
 use super::Error;
 use super::ours::Model;
+use super::reading::{Count, Passage, Passing};
+use crate::counters::{bounds_ns, parse_print};
 use crate::dm::{Device, Dm, Turn};
 use crate::extent::Extent;
-use crate::message::{Message, RegionId, parse_created};
+use crate::group::Mark;
+use crate::message::{Clockwork, Message, RegionId, parse_created};
 
 /// The messages of one update. All of them must reach the device that answered the first: a number
 /// is given to a new device as soon as it is free.
@@ -23,13 +26,26 @@ pub(super) struct Conversation<D: Dm> {
     /// Regions created and deleted so far.
     pub(super) created: usize,
     pub(super) deleted: usize,
+    /// The group that it is about, once that is known.
+    mark: Option<Mark>,
+    /// What was read of its regions that came and went, if that is wanted.
+    passing: Option<Vec<Passing>>,
 }
 
 impl<D: Dm> Conversation<D> {
     /// One that changes nothing.
     pub(super) fn new(dm: D, device: Device) -> Conversation<D> {
-        let (answered, replaced, has_turn) = (None, false, false);
-        Conversation { dm, device, has_turn, answered, replaced, created: 0, deleted: 0 }
+        Conversation {
+            dm,
+            device,
+            has_turn: false,
+            answered: None,
+            replaced: false,
+            created: 0,
+            deleted: 0,
+            mark: None,
+            passing: None,
+        }
     }
 
     /// One that changes what `turn` allows it to.
@@ -38,6 +54,49 @@ impl<D: Dm> Conversation<D> {
         let mut conversation = Conversation::new(dm, device);
         conversation.has_turn = true;
         Ok(conversation)
+    }
+
+    /// Reads what regions of the group have counted when they come and go, from here on.
+    pub(super) fn watch(&mut self) {
+        self.passing.get_or_insert_default();
+    }
+
+    /// From here on it is about this group.
+    pub(super) fn turn_to(&mut self, mark: Mark) {
+        self.mark = Some(mark);
+    }
+
+    /// What was read of its regions that came and went, if it came to a group.
+    pub(super) fn passage(mut self) -> Option<Passage> {
+        Some(Passage { mark: self.mark?, regions: self.passing.take()? })
+    }
+
+    /// A region is about to end. One that cannot be read is let go all the same.
+    pub(super) fn ends(&mut self, id: RegionId, extent: Extent, clockwork: Clockwork<'_>) {
+        self.passes(id, extent, clockwork, Passing::Ended);
+    }
+
+    /// A region counts from here on, and not what it has counted so far.
+    pub(super) fn begins(&mut self, id: RegionId, extent: Extent, clockwork: Clockwork<'_>) {
+        self.passes(id, extent, clockwork, Passing::Began);
+    }
+
+    fn passes(
+        &mut self,
+        id: RegionId,
+        extent: Extent,
+        clockwork: Clockwork<'_>,
+        as_what: fn(Count) -> Passing,
+    ) {
+        if self.passing.is_none() {
+            return;
+        }
+        let Ok(text) = self.print(id) else { return };
+        let Ok(reading) = parse_print(&text, clockwork) else { return };
+        let bounds_ns = bounds_ns(clockwork);
+        if let Some(passing) = &mut self.passing {
+            passing.push(as_what(Count { id, extent, reading, bounds_ns }));
+        }
     }
 
     fn send(&mut self, message: &Message<'_>) -> Result<Vec<u8>, Error> {
@@ -75,7 +134,9 @@ impl<D: Dm> Conversation<D> {
         let (program_id, clockwork, aux) = (model.program_id, model.clockwork, aux.as_bytes());
         let reply = self.send(&Message::Create { extent, clockwork, program_id, aux })?;
         self.created += 1;
-        Ok(parse_created(&reply)?)
+        let id = parse_created(&reply)?;
+        self.gone(id); // what had it before
+        Ok(id)
     }
 
     pub(super) fn set_aux(&mut self, id: RegionId, aux: &[u8]) -> Result<(), Error> {
@@ -85,14 +146,17 @@ impl<D: Dm> Conversation<D> {
     /// A region that is gone already is deleted as far as we care.
     pub(super) fn delete(&mut self, id: RegionId) -> Result<(), Error> {
         match self.send(&Message::Delete { id }) {
-            Err(Error::Message { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                Ok(())
-            }
-            Err(error) => Err(error),
-            Ok(_) => {
-                self.deleted += 1;
-                Ok(())
-            }
+            Err(Error::Message { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+            Ok(_) => self.deleted += 1,
+        }
+        self.gone(id);
+        Ok(())
+    }
+
+    fn gone(&mut self, id: RegionId) {
+        if let Some(passing) = &mut self.passing {
+            passing.push(Passing::Gone(id));
         }
     }
 }

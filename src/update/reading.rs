@@ -1,4 +1,5 @@
-//! What the regions of groups have counted.
+//! What the regions of groups have counted: all of them now and then, and those that come and go
+//! when they do.
 //!
 //! A region's id is given to another region as soon as it is free, and a print names no owner. So
 //! the device is listed before the prints and again after them: what is the same row in both was
@@ -6,12 +7,12 @@
 
 use super::Error;
 use super::conversation::Conversation;
-use super::ours::Ours;
+use super::ours::{Ours, row};
 use super::{ByMark, Group};
 use crate::counters::{Reading, bounds_ns, parse_print};
 use crate::dm::{Device, Dm};
 use crate::extent::Extent;
-use crate::group::Descriptor;
+use crate::group::{Descriptor, Mark};
 use crate::message::{Region, RegionId, parse_list};
 
 /// What one region has counted.
@@ -25,6 +26,35 @@ pub struct Count {
     pub reading: Reading,
     /// Bounds of its histogram; empty without one.
     pub bounds_ns: Vec<u64>,
+}
+
+/// A region of a group that comes or goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Passing {
+    /// It is about to be deleted: all that it has counted.
+    Ended(Count),
+    /// It is a member from here on. What it has counted so far was another's to count, or nobody's.
+    Began(Count),
+    /// What had this number is no more.
+    Gone(RegionId),
+}
+
+/// What an update of a group has read of the regions that came and went, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Passage {
+    /// The group's.
+    pub mark: Mark,
+    /// The regions; one may come and go.
+    pub regions: Vec<Passing>,
+}
+
+/// The regions of one group.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Its members, by rising id, and what they have counted.
+    pub members: Vec<Count>,
+    /// Regions that bear its mark and are no members, by rising id.
+    pub others: Vec<(RegionId, Extent)>,
 }
 
 /// A group of anybody's, and what its members have counted.
@@ -66,16 +96,12 @@ pub fn read_all(dm: impl Dm, device: Device) -> Result<(Vec<Counted>, usize), Er
 }
 
 /// What the members of these groups have counted, in the same order; and how many regions there are
-/// in all. Nothing for a group that is not there.
+/// in all. Nothing of a group that is not there.
 ///
 /// # Errors
 ///
 /// Those of the messages.
-pub fn read(
-    dm: impl Dm,
-    device: Device,
-    groups: &[Group],
-) -> Result<(Vec<Vec<Count>>, usize), Error> {
+pub fn read(dm: impl Dm, device: Device, groups: &[Group]) -> Result<(Vec<Tally>, usize), Error> {
     let mut kernel = Conversation::new(dm, device);
     let listing = kernel.list()?;
     let rows = parse_list(&listing)?;
@@ -84,12 +110,14 @@ pub fn read(
     for group in groups {
         let near = by_mark.around(group.mark);
         let ours = Ours::among(&near, group.mark, Some(group.id));
-        found.push(print(&mut kernel, ours.members())?);
+        let members = print(&mut kernel, ours.members())?;
+        let others = ours.others().map(|region| (region.id, region.extent)).collect();
+        found.push(Tally { members, others });
     }
     let after = kernel.list()?;
     let after = parse_list(&after)?;
-    for counts in &mut found {
-        keep_same(counts, &rows, &after);
+    for tally in &mut found {
+        keep_same(&mut tally.members, &rows, &after);
     }
     Ok((found, rows.len()))
 }
@@ -114,13 +142,12 @@ fn print<'a, 'r: 'a, D: Dm>(
     Ok(counts)
 }
 
-/// Drops what is not the same region in both listings.
+/// Drops what is not the same region in both listings, whatever else has become of its word.
 fn keep_same(counts: &mut Vec<Count>, before: &[Region<'_>], after: &[Region<'_>]) {
-    let is_same = |id| match (super::ours::row(before, id), super::ours::row(after, id)) {
+    let is_same = |id| match (row(before, id), row(after, id)) {
         (Some(before), Some(after)) => {
-            let word = |row: &Region<'_>| crate::group::Mark::of(row);
-            (before.extent, before.step, before.program_id, before.clockwork, word(before))
-                == (after.extent, after.step, after.program_id, after.clockwork, word(after))
+            let aux = before.aux; // what tells is whose it is, which the mark says
+            Region { aux, ..*after } == *before && Mark::of(before) == Mark::of(after)
         }
         _ => false,
     };

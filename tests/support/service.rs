@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use dmfilemapd::request::{FileStatus, Reply, Status};
+use dmfilemapd::request::{FileStatus, Status};
 
 use crate::daemon::{Outcome, PROGRAM, command, outcome};
 use crate::guest::{Daemon, Disk, wait_until};
@@ -60,10 +60,7 @@ pub fn refused(words: &str, exit: i32, says: &str) {
 }
 
 pub fn status() -> Status {
-    match Reply::read(told("status --json").as_bytes()).unwrap() {
-        Reply::Status(status) => *status,
-        other => panic!("{other:?}"),
-    }
+    serde_json::from_str(&told("status --json")).unwrap()
 }
 
 pub fn status_of(file: &Path) -> Option<FileStatus> {
