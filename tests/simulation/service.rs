@@ -365,7 +365,7 @@ impl World {
             What::Read(device, groups) => {
                 let groups: Vec<Group> = groups.iter().map(|(_, group)| *group).collect();
                 update::read(&mut self.table, *device, &groups).ok(); // the device may be gone
-                Event::Read(*device, self.dice.one_in(4))
+                Event::Read(*device, self.dice.one_in(200))
             }
         }
     }
