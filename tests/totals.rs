@@ -181,15 +181,25 @@ fn wait_for_save(service: &Daemon, bytes: u64) {
     });
 }
 
+/// One that reads only when it is asked.
+fn quiet(disk: &Disk) -> Daemon {
+    serve(disk, "--read-interval 1h")
+}
+
+fn stop(mut service: Daemon) {
+    succeed(command(PROGRAM).arg("stop"));
+    assert_eq!(service.wait_for_end().code(), Some(0));
+}
+
 #[test]
-fn totals_go_on_whatever_becomes_of_the_regions() {
-    if !vm::inside("totals_go_on_whatever_becomes_of_the_regions") {
+fn totals_go_on_whatever_becomes_of_the_file() {
+    if !vm::inside("totals_go_on_whatever_becomes_of_the_file") {
         return;
     }
     guest::write_back_soon();
     let mut account = Account::new(Disk::format(0, "ext4", ""));
     let file = account.file.clone();
-    let mut service = serve(&account.disk, "--read-interval 1h");
+    let mut service = quiet(&account.disk);
     account.follows("at the start");
     account.overwrite(0, 32);
     account.check("at the start");
@@ -223,11 +233,23 @@ fn totals_go_on_whatever_becomes_of_the_regions() {
     signal(service.pid(), Signal::SIGKILL);
     service.wait_for_end();
     account.overwrite(32, 8);
-    service = serve(&account.disk, "--read-interval 1h");
+    let _service = quiet(&account.disk);
     account.follows("killed");
     account.check("killed");
+}
 
-    // Others read, and set the counters to zero. As many writes as before would hide that.
+#[test]
+fn totals_go_on_whatever_others_do_to_the_regions() {
+    if !vm::inside("totals_go_on_whatever_others_do_to_the_regions") {
+        return;
+    }
+    guest::write_back_soon();
+    let mut account = Account::new(Disk::format(0, "xfs", ""));
+    let service = quiet(&account.disk);
+    account.follows("at the start");
+    account.overwrite(0, 32);
+
+    // They read, and set the counters to zero. As many writes as before would hide that.
     account.check("before a report");
     for count in [4, 2, 1] {
         let report = succeed(&mut dmstats("report --allregions --noheadings -o write_count"));
@@ -235,29 +257,26 @@ fn totals_go_on_whatever_becomes_of_the_regions() {
         account.overwrite(0, count);
         account.check("after a report");
     }
-    assert_eq!(totals_of(&file).resets, 3);
+    assert_eq!(totals_of(&account.file).resets, 3);
 
     // Stopped, it has read all there was; then the regions go, as they do at a reboot.
     account.overwrite(0, 8);
-    succeed(command(PROGRAM).arg("stop"));
-    service.wait_for_end();
+    stop(service);
     Table::of(&account.disk).clear();
-    service = serve(&account.disk, "--read-interval 1h");
+    let service = quiet(&account.disk);
     account.follows("a reboot");
     account.check("a reboot");
     account.overwrite(0, 8);
     account.check("after that");
+    stop(service);
 
-    // And with the groups deleted by the service itself.
-    succeed(command(PROGRAM).arg("stop"));
-    service.wait_for_end();
-    service = serve(&account.disk, "--read-interval 1h --remove-on-exit");
+    // Deleted by others, and then by the service itself.
+    let service = serve(&account.disk, "--read-interval 1h --remove-on-exit");
     account.follows("again");
     Table::of(&account.disk).clear();
     account.follows("deleted by others");
     account.overwrite(0, 8);
-    succeed(command(PROGRAM).arg("stop"));
-    service.wait_for_end();
+    stop(service);
     assert_eq!(account.disk.listing(), "");
     let _service = serve(&account.disk, "");
     account.follows("removed");
@@ -270,10 +289,6 @@ fn a_damaged_state_file_is_set_aside_and_the_one_before_it_is_taken() {
         return;
     }
     let mut account = Account::new(Disk::format(0, "ext4", ""));
-    let stop = |mut service: Daemon| {
-        succeed(command(PROGRAM).arg("stop"));
-        assert_eq!(service.wait_for_end().code(), Some(0));
-    };
     for _ in 0..2 {
         let service = serve(&account.disk, "");
         account.follows("at the start");
