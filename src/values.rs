@@ -206,8 +206,8 @@ pub fn listen(text: &str) -> Result<Option<Listen>, String> {
     })?;
     if !address.ip().is_loopback() {
         return Err(format!(
-            "{address} can be reached from elsewhere; give 127.0.0.1 or [::1], and put a proxy that \
-             asks who is there before it"
+            "{address} can be reached from elsewhere; give 127.0.0.1 or [::1], with a proxy before \
+             it that asks who is there"
         ));
     }
     Ok(Some(Listen::Port(address)))

@@ -11,7 +11,8 @@ use std::fmt::{self, Write as _};
 /// A dialect of the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
-    /// The text format 0.0.4: what every scraper and the textfile collector of `node_exporter` reads.
+    /// The text format 0.0.4, which every scraper reads, and the textfile collector of
+    /// `node_exporter`.
     Classic,
     /// `OpenMetrics` 1.0.0: a counter's family goes without `_total`, and the text has an end.
     OpenMetrics,

@@ -132,7 +132,8 @@ where
             Ok(config) => Ok(format!("in force, with {} entries", config.rules.len())),
             Err(errors) => Err(errors.to_string()),
         };
-        self.main.send(Answer::Found(Finding::Reloaded(read.map(Box::new)))).ok(); // ending: nothing to reload
+        let finding = Finding::Reloaded(read.map(Box::new));
+        self.main.send(Answer::Found(finding)).ok(); // ending: nothing to reload
         outcome.map(Reply::Ok)
     }
 

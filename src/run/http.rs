@@ -219,7 +219,8 @@ mod tests {
     #[test]
     fn a_client_gets_the_dialect_it_would_rather_have() {
         let prometheus = "application/openmetrics-text;version=1.0.0;q=0.6,\
-                          application/openmetrics-text;version=0.0.1;q=0.5,text/plain;q=0.4,*/*;q=0.1";
+                          application/openmetrics-text;version=0.0.1;q=0.5,\
+                          text/plain;q=0.4,*/*;q=0.1";
         assert_eq!(preferred(prometheus), Dialect::OpenMetrics);
         assert_eq!(preferred("application/openmetrics-text"), Dialect::OpenMetrics);
         assert_eq!(preferred("text/plain,application/openmetrics-text;q=0.5"), Dialect::Classic);
