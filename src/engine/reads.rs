@@ -8,40 +8,35 @@ use std::time::Duration;
 
 use super::lane::{Lane, Reads};
 use super::time::Time;
-use super::{Engine, FileId};
+use super::{Engine, FileId, Reading};
 use crate::dm::Device;
 use crate::update::Group;
 
 /// Between two readings while somebody sets counters to zero, unless they are read as often anyway.
-pub const HURRY: Duration = Duration::from_millis(250);
+pub const HURRY: Duration = Duration::from_millis(100);
 
 /// How long somebody is expected to do it again.
 const HURRY_FOR: Duration = Duration::from_secs(300);
 
-/// Share of the time that reading a device may take, as one part in so many.
+/// Share of a processor's time that reading a device may take, as one part in so many.
 const SHARE: u32 = 50;
 
 /// The same for readings that somebody asks for.
 const SHARE_ASKED: u32 = 4;
 
-/// The longest time between two readings for the sake of that: whoever waits for one must not wait
-/// for hours because the process was stopped, or the device was.
-const WAIT_MAX: Duration = Duration::from_secs(60);
-
 impl Engine {
-    pub(super) fn read(&mut self, now: Time, device: Device, reset: bool) {
+    pub(super) fn read(&mut self, now: Time, device: Device, reading: Reading) {
         let Some(interval) = self.settings.read else { return self.order_is_back(device) };
         let Some(lane) = self.lane_of(device) else { return };
         let began = lane.ordering.take().unwrap_or(now);
         lane.reads.last = Some(began);
-        if reset {
+        if reading.reset {
             lane.reads.reset = Some(now);
         }
         let hurry = lane.reads.reset.is_some_and(|reset| now < reset + HURRY_FOR);
         let interval = if hurry { interval.min(HURRY) } else { interval };
-        let took = now.since(began);
-        lane.reads.took = took;
-        lane.reads.due = Some(now + interval.max(took.saturating_mul(SHARE).min(WAIT_MAX)));
+        lane.reads.cost = reading.cost;
+        lane.reads.due = Some(now + interval.max(reading.cost.saturating_mul(SHARE)));
     }
 
     /// Sets [`Settings::read`](super::Settings::read), for every reading after the next.
@@ -76,7 +71,7 @@ impl Engine {
 impl Reads {
     /// Whether another reading is worth its time.
     fn is_old(&self, now: Time, fresh: Duration) -> bool {
-        let rest = fresh.max(self.took.saturating_mul(SHARE_ASKED));
+        let rest = fresh.max(self.cost.saturating_mul(SHARE_ASKED));
         self.last.is_none_or(|last| last + rest <= now)
     }
 }

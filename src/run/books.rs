@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::Sender;
-use log::{debug, warn};
+use log::{debug, info, warn};
 
 use super::jobs::{Did, News, Pass};
 use super::scan::{By, Errand, Finding};
@@ -15,7 +15,7 @@ use super::state::StateFile;
 use super::{Answer, Run};
 use crate::counters::Reading;
 use crate::dm::Device;
-use crate::engine::{End, Event, FileId, Look, Report, Spec, Time};
+use crate::engine::{self, End, Event, FileId, Look, Report, Spec, Time};
 use crate::entry::{describe, uuid};
 use crate::group::Mark;
 use crate::ledger::{Holder, Ledger};
@@ -78,6 +78,8 @@ pub(super) struct Seen {
     pub(super) at: Option<f64>,
     pub(super) regions: usize,
     pub(super) error: Option<String>,
+    /// It was told that somebody sets counters to zero.
+    told: bool,
 }
 
 /// Somebody who wants to know totals as they are now.
@@ -191,7 +193,7 @@ impl Run {
 
     /// An order was carried out: takes what was counted, and gives the engine the outcome.
     pub(super) fn did(&mut self, did: Did, events: &mut Vec<Event>) {
-        let Did { mut event, took, news } = did;
+        let Did { event, took, news } = did;
         if let Some(books) = &mut self.books {
             match &event {
                 Event::Updated(device, _, outcome) => {
@@ -211,11 +213,11 @@ impl Run {
         match news {
             Some(News::Passed(file, passage)) => self.passed(file, &passage),
             Some(News::Read(pass)) => {
-                let device = pass.device;
-                let resets = self.absorb(pass);
-                event = Event::Read(device, resets > 0);
+                let (device, cost) = (pass.device, pass.cost);
+                let reset = self.absorb(pass) > 0;
                 self.answer_waiting(Some(device));
                 self.last_read(device, events);
+                return events.push(Event::Read(device, engine::Reading { reset, cost }));
             }
             None => {}
         }
@@ -269,6 +271,13 @@ impl Run {
             }
         }
         books.resets += resets;
+        if resets > 0 && !std::mem::replace(&mut seen.told, true) {
+            info!(
+                "{}: somebody sets counters to zero, as dmstats report does: of what he takes the \
+                 totals miss what was not read before",
+                pass.device
+            );
+        }
         books.save_by(now + SAVE);
         resets
     }
