@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use nix::libc;
+use serde::Serialize;
 
 use super::dry_run::DryRun;
+use super::json::{self, Document};
 use super::{Exit, Failure};
 use crate::dm::{Device, Dm};
 use crate::kernel::control::Control;
@@ -36,6 +38,36 @@ pub struct Arguments {
     /// messages; shows regions of updates that are under way, too
     #[arg(long)]
     dry_run: bool,
+
+    /// Say what was deleted in JSON, as contrib/json.md describes it
+    #[arg(long, conflicts_with = "dry_run")]
+    json: bool,
+}
+
+/// What was found on the devices.
+#[derive(Debug, Default, Serialize)]
+struct Swept {
+    devices: Vec<Row>,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    device: String,
+    name: String,
+    /// Those that were there for long enough.
+    regions: Vec<Region>,
+    deleted: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Region {
+    id: u32,
+    start_sector: u64,
+    sectors: u64,
+    program_id: String,
+    mark: String,
 }
 
 pub fn main(arguments: &Arguments) -> Result<Exit, Failure> {
@@ -43,11 +75,15 @@ pub fn main(arguments: &Arguments) -> Result<Exit, Failure> {
     let mut control = Control::open()?;
     let known = control.devices().map_err(Failure::new)?;
     let targets = targets(&arguments.devices, &known)?;
-    let mut job = Job { named: !arguments.devices.is_empty(), exit: Exit::Ok };
+    let (named, swept) = (!arguments.devices.is_empty(), Swept::default());
+    let mut job = Job { named, json: arguments.json, swept, exit: Exit::Ok };
     if arguments.dry_run {
         job.rehearse(&mut control, &targets);
     } else {
         job.perform(&mut control, &targets, arguments.wait);
+    }
+    if arguments.json {
+        json::print(&Document::of(&job.swept))?;
     }
     Ok(job.exit)
 }
@@ -101,6 +137,9 @@ type Find<'a> = (&'a Named, Vec<Orphan>);
 struct Job {
     /// Whether the user named the devices: then each has to be there.
     named: bool,
+    /// Whether it is all said at the end.
+    json: bool,
+    swept: Swept,
     exit: Exit,
 }
 
@@ -111,8 +150,11 @@ impl Job {
             thread::sleep(wait);
         }
         for (target, orphans) in found {
-            match delete(control, target.device, &orphans, wait) {
-                Ok(deleted) => println!("{target}: {} deleted", count(deleted)),
+            let outcome = delete(control, target.device, &orphans, wait);
+            self.swept.devices.push(Row::new(target, &orphans, &outcome));
+            match outcome {
+                Ok(deleted) if !self.json => println!("{target}: {} deleted", count(deleted)),
+                Ok(_) => {}
                 Err(error) => self.failed(target, &error),
             }
         }
@@ -150,7 +192,7 @@ impl Job {
                 Err(error) => self.failed(target, &error),
             }
         }
-        if found.is_empty() && self.exit == Exit::Ok {
+        if found.is_empty() && self.exit == Exit::Ok && !self.json {
             println!("nothing to delete: no orphans on {} device(s)", targets.len());
         }
         found
@@ -160,6 +202,25 @@ impl Job {
     fn failed(&mut self, target: &Named, error: &dyn fmt::Display) {
         eprintln!("dmfilemapd: {target}: {error}");
         self.exit = Exit::Failed;
+    }
+}
+
+impl Row {
+    fn new(target: &Named, orphans: &[Orphan], outcome: &Result<usize, Error>) -> Row {
+        let region = |orphan: &Orphan| Region {
+            id: orphan.id.0,
+            start_sector: orphan.extent.start(),
+            sectors: orphan.extent.len(),
+            program_id: String::from_utf8_lossy(&orphan.program_id).into_owned(),
+            mark: orphan.mark.to_string(),
+        };
+        Row {
+            device: target.device.to_string(),
+            name: String::from_utf8_lossy(&target.name).into_owned(),
+            regions: orphans.iter().map(region).collect(),
+            deleted: outcome.as_ref().copied().unwrap_or(0),
+            error: outcome.as_ref().err().map(ToString::to_string),
+        }
     }
 }
 
