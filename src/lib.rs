@@ -95,6 +95,7 @@ pub mod engine;
 pub mod entry;
 pub mod extent;
 pub mod fit;
+pub mod grid;
 pub mod group;
 pub mod kernel;
 pub mod launch;

@@ -1,0 +1,7 @@
+//! Counts of every part of a device, and whose they are.
+
+pub mod attribute;
+pub mod meter;
+pub mod owners;
+pub mod plan;
+pub mod split;
