@@ -3,8 +3,8 @@
 //! An area does not say which of its sectors an I/O went to. What is known: which sectors were
 //! whose when the area was read last, and which are whose now. So:
 //!
-//! * *Writes* go first to the files that have gained sectors of the area, as many as they have
-//!   gained: a file that grows writes what it grew by. Filesystems choose the place of written data
+//! * *Writes* go first to the files that have sectors of the area written for the first time, as
+//!   many as those are: they must have been written. Filesystems choose the place of written data
 //!   when they write it, so no map that was read before the write could know it.
 //! * *Other writes, and reads,* go to all who have or had sectors there, in proportion to them.
 //!   Those that nobody followed has count for the "others"; those known to be free count for none.
@@ -23,6 +23,8 @@ pub struct Tenancy<F> {
     pub tenants: Vec<Tenant<F>>,
     /// Sectors that may be those of anybody else: neither of a tenant, nor known to be free.
     pub others: u64,
+    /// Sectors known to be free. Somebody may have had them for a moment.
+    pub free: u64,
 }
 
 /// A file with sectors in an area.
@@ -32,7 +34,7 @@ pub struct Tenant<F> {
     pub file: F,
     /// The sectors of the area that it has, or had when the area was read last.
     pub held: u64,
-    /// Those of them that it had not.
+    /// Those of them that it has written since for the first time.
     pub gained: u64,
 }
 
@@ -50,7 +52,8 @@ pub struct Part<F> {
 /// How far a file's counters may be off, because areas are shared.
 ///
 /// What a file really did lies between its counters less `over` and its counters and `under`, as
-/// long as every sector is written and read by who has it when the area is read before or after.
+/// long as what a file shows as written for the first time was written (a reflink is not), and what
+/// it holds now or did at the last reading was nobody else's in between.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Doubt {
     /// What was given to the file and may be others'.
@@ -68,16 +71,43 @@ pub fn attribute<F: Copy>(
     tenancy: &Tenancy<F>,
     phase: u64,
 ) -> (Vec<Part<F>>, Counters) {
-    let tenants = &tenancy.tenants;
     let mut parts = share_out(counted, tenancy, phase);
     let rest = parts.pop().unwrap_or(*counted);
-    let alone = tenants.len() == 1 && tenancy.others == 0;
     let part = |(tenant, counters): (&Tenant<F>, Counters)| {
-        let under = counted.beyond(&counters);
-        let doubt = if alone { Doubt::default() } else { Doubt { over: counters, under } };
+        let doubt = doubt(counted, tenancy, tenant, &counters);
         Part { file: tenant.file, counters, doubt }
     };
-    (tenants.iter().zip(parts).map(part).collect(), rest)
+    (tenancy.tenants.iter().zip(parts).map(part).collect(), rest)
+}
+
+/// How far the part of a tenant may be off.
+fn doubt<F>(
+    counted: &Counters,
+    tenancy: &Tenancy<F>,
+    tenant: &Tenant<F>,
+    given: &Counters,
+) -> Doubt {
+    if tenancy.tenants.len() == 1 && tenancy.others == 0 && tenancy.free == 0 {
+        return Doubt::default();
+    }
+    let mut doubt = Doubt { over: *given, under: counted.beyond(given) };
+    // What was written for the first time is known to the byte, if all of it has been counted.
+    let grown = grown(tenancy).saturating_mul(SECTOR_BYTES);
+    let own = tenant.gained.saturating_mul(SECTOR_BYTES);
+    let gaining = tenancy.tenants.iter().filter(|tenant| tenant.gained > 0).count();
+    let known = grown <= counted.written_bytes || gaining == 1;
+    if known {
+        let more = counted.written_bytes.saturating_sub(grown);
+        let given = given.written_bytes.saturating_sub(own);
+        doubt.over.written_bytes = given;
+        doubt.under.written_bytes = more.saturating_sub(given);
+    }
+    doubt
+}
+
+/// Sectors that tenants have written for the first time.
+fn grown<F>(tenancy: &Tenancy<F>) -> u64 {
+    tenancy.tenants.iter().fold(0, |sum: u64, tenant| sum.saturating_add(tenant.gained))
 }
 
 /// The counters of each tenant, and behind them those of the others.
@@ -134,7 +164,7 @@ fn share_out<F>(counted: &Counters, tenancy: &Tenancy<F>, phase: u64) -> Vec<Cou
 fn split_written<F>(bytes: u64, tenancy: &Tenancy<F>, held: &[u64], phase: u64) -> Vec<u64> {
     let mut gained: Vec<u64> = tenancy.tenants.iter().map(|tenant| tenant.gained).collect();
     gained.push(0);
-    let grown = gained.iter().fold(0_u64, |sum, sectors| sum.saturating_add(*sectors));
+    let grown = grown(tenancy);
     if grown == 0 {
         return split(bytes, held, phase);
     }
@@ -160,7 +190,7 @@ mod tests {
 
     /// Sectors written, by file, and those of the others.
     fn shares(counted: &Counters, tenants: &[Tenant<char>], others: u64) -> (Vec<u64>, u64) {
-        let tenancy = Tenancy { tenants: tenants.to_vec(), others };
+        let tenancy = Tenancy { tenants: tenants.to_vec(), others, free: 0 };
         let (parts, rest) = attribute(counted, &tenancy, 0);
         let sectors = |counters: &Counters| counters.written_bytes / SECTOR_BYTES;
         (parts.iter().map(|part| sectors(&part.counters)).collect(), sectors(&rest))
@@ -185,17 +215,30 @@ mod tests {
         assert_eq!(shares(&written(40), &[], 0), (vec![], 40), "all of it is free by now");
     }
 
+    /// By tenant, sectors that may be too many and too few, of forty that were written.
+    fn doubts(tenants: &[Tenant<char>], others: u64, free: u64) -> Vec<(u64, u64)> {
+        let tenancy = Tenancy { tenants: tenants.to_vec(), others, free };
+        let (parts, _) = attribute(&written(40), &tenancy, 0);
+        let sectors = |counters: &Counters| counters.written_bytes / SECTOR_BYTES;
+        parts.iter().map(|part| (sectors(&part.doubt.over), sectors(&part.doubt.under))).collect()
+    }
+
     #[test]
     fn who_is_alone_is_not_in_doubt_and_who_is_not_may_be_wrong_by_all_of_it() {
-        let doubt = |tenants: Vec<Tenant<char>>, others| {
-            let (parts, _) = attribute(&written(40), &Tenancy { tenants, others }, 0);
-            parts.iter().map(|part| part.doubt).collect::<Vec<_>>()
-        };
-        assert_eq!(doubt(vec![tenant('a', 5, 0)], 0), [Doubt::default()]);
-        let beside = |over, under| Doubt { over: written(over), under: written(under) };
-        assert_eq!(doubt(vec![tenant('a', 5, 0)], 5), [beside(20, 20)]);
-        let two = vec![tenant('a', 3, 0), tenant('b', 1, 0)];
-        assert_eq!(doubt(two, 0), [beside(30, 10), beside(10, 30)]);
+        assert_eq!(doubts(&[tenant('a', 5, 0)], 0, 0), [(0, 0)]);
+        assert_eq!(doubts(&[tenant('a', 5, 0)], 0, 1), [(40, 0)]);
+        assert_eq!(doubts(&[tenant('a', 5, 0)], 5, 0), [(20, 20)]);
+        let two = [tenant('a', 3, 0), tenant('b', 1, 0)];
+        assert_eq!(doubts(&two, 0, 0), [(30, 10), (10, 30)]);
+    }
+
+    #[test]
+    fn what_was_written_for_the_first_time_is_in_no_doubt() {
+        assert_eq!(doubts(&[tenant('a', 50, 40), tenant('b', 10, 0)], 10, 10), [(0, 0), (0, 0)]);
+        assert_eq!(doubts(&[tenant('a', 30, 30), tenant('b', 10, 6)], 0, 0), [(3, 1), (1, 3)]);
+        assert_eq!(doubts(&[tenant('a', 50, 50), tenant('b', 10, 0)], 0, 0), [(0, 0), (0, 0)]);
+        let both = [tenant('a', 60, 60), tenant('b', 20, 20)];
+        assert_eq!(doubts(&both, 0, 0), [(30, 10), (10, 30)], "not all of it has been counted");
     }
 
     #[test]
@@ -209,7 +252,7 @@ mod tests {
             ..Counters::default()
         };
         let tenants = vec![tenant('a', 30, 0), tenant('b', 10, 0)];
-        let (parts, rest) = attribute(&counted, &Tenancy { tenants, others: 0 }, 0);
+        let (parts, rest) = attribute(&counted, &Tenancy { tenants, others: 0, free: 0 }, 0);
         let [a, b] = [parts[0].counters, parts[1].counters];
         assert_eq!((a.reads_completed, a.read_time_ns, a.write_time_ns), (6, 600, 30));
         assert_eq!((b.reads_completed, b.read_time_ns, b.io_time_ns), (2, 200, 20));

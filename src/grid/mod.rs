@@ -4,4 +4,6 @@ pub mod attribute;
 pub mod meter;
 pub mod owners;
 pub mod plan;
+pub mod shares;
 pub mod split;
+pub mod table;

@@ -24,10 +24,12 @@ pub struct Owners<F> {
 struct Holding {
     /// What the file has, and all it had since it was settled.
     held: Extents,
-    /// What of it the file had not when it was settled.
+    /// What of it was never written, as far as it was seen before it was settled.
+    blank: Extents,
+    /// What of it has been written since for the first time.
     gained: Extents,
-    /// What the file has; `None` where that is all of `held`.
-    now: Option<Extents>,
+    /// What the file has, and what of that was never written; `None` if that is as it was.
+    now: Option<(Extents, Extents)>,
     /// Not followed any more.
     leaving: bool,
 }
@@ -45,28 +47,36 @@ impl<F: Copy + Ord> Owners<F> {
         Owners { files: BTreeMap::new() }
     }
 
-    /// A file that had these sectors before the areas were read last.
-    pub fn add(&mut self, file: F, map: Extents) {
-        self.files.insert(file, Holding { held: map, ..Holding::default() });
+    /// A file that had these sectors before the areas were read last, and what of them was never
+    /// written.
+    pub fn add(&mut self, file: F, map: Extents, blank: Extents) {
+        self.files.insert(file, Holding { held: map, blank, ..Holding::default() });
     }
 
-    /// Where a file is now. A file that was not there before has gained all of it.
-    pub fn set(&mut self, file: F, map: Extents) {
+    /// Where a file is now, and what of that was never written. A file that was not there before
+    /// has written the rest of it.
+    pub fn set(&mut self, file: F, map: Extents, blank: Extents) {
         let holding = self.files.entry(file).or_default();
         holding.leaving = false;
+        let same = holding.now.is_none() && map == holding.held && blank == holding.blank;
+        if same {
+            return;
+        }
+        let written = holding.held.without(&holding.blank);
+        let gained = map.without(&blank).without(&written);
+        holding.gained = union(&holding.gained, &gained);
         let more = map.without(&holding.held);
         if !more.is_empty() {
             holding.held = union(&holding.held, &more);
-            holding.gained = union(&holding.gained, &more);
+            holding.blank = union(&holding.blank, &more);
         }
-        // All of `map` is in `held` by now, so they are the same if they have as many sectors.
-        holding.now = (map.sectors() < holding.held.sectors()).then_some(map);
+        holding.now = Some((map, blank));
     }
 
     /// A file is not followed any more; what it had counts until it is settled.
     pub fn remove(&mut self, file: F) {
         if let Some(holding) = self.files.get_mut(&file) {
-            holding.now = Some(Extents::default());
+            holding.now = Some(<(Extents, Extents)>::default());
             holding.leaving = true;
         }
     }
@@ -76,8 +86,8 @@ impl<F: Copy + Ord> Owners<F> {
         self.files.retain(|_, holding| !holding.leaving);
         for holding in self.files.values_mut() {
             holding.gained = Extents::default();
-            if let Some(now) = holding.now.take() {
-                holding.held = now;
+            if let Some((map, blank)) = holding.now.take() {
+                (holding.held, holding.blank) = (map, blank);
             }
         }
     }
@@ -86,14 +96,17 @@ impl<F: Copy + Ord> Owners<F> {
     pub fn maps(&self) -> impl Iterator<Item = (F, &Extents)> {
         let now = |holding: &'_ Holding| !holding.leaving;
         let followed = self.files.iter().filter(move |(_, holding)| now(holding));
-        followed.map(|(file, holding)| (*file, holding.now.as_ref().unwrap_or(&holding.held)))
+        followed.map(|(file, holding)| {
+            (*file, holding.now.as_ref().map_or(&holding.held, |now| &now.0))
+        })
     }
 
     /// Bytes that the maps take.
     #[must_use]
     pub fn bytes(&self) -> usize {
         let maps = |holding: &Holding| {
-            holding.held.len() + holding.gained.len() + holding.now.as_ref().map_or(0, Extents::len)
+            let now = holding.now.as_ref().map_or(0, |(map, blank)| map.len() + blank.len());
+            holding.held.len() + holding.blank.len() + holding.gained.len() + now
         };
         self.files.values().map(|h| maps(h) * size_of::<Extent>() + size_of::<Holding>()).sum()
     }
@@ -103,7 +116,7 @@ impl<F: Copy + Ord> Owners<F> {
     #[must_use]
     pub fn tenancies(&self, areas: &[Extent], free: &Extents) -> Vec<Tenancy<F>> {
         let mut tenancies: Vec<Tenancy<F>> =
-            areas.iter().map(|_| Tenancy { tenants: Vec::new(), others: 0 }).collect();
+            areas.iter().map(|_| Tenancy { tenants: Vec::new(), others: 0, free: 0 }).collect();
         let mut known: Vec<Vec<Extent>> = vec![Vec::new(); areas.len()];
         for (&file, holding) in &self.files {
             each_common(holding.held.as_slice(), areas, |at, piece| {
@@ -119,9 +132,18 @@ impl<F: Copy + Ord> Owners<F> {
                 tenant.expect("what is gained is held").gained += piece.len();
             });
         }
+        let mut held = Vec::with_capacity(areas.len());
+        for known in &mut known {
+            let once: Extents = known.drain(..).collect();
+            held.push(once.sectors());
+            known.extend_from_slice(once.as_slice());
+        }
         each_common(free.as_slice(), areas, |at, piece| known[at].push(piece));
-        for ((tenancy, known), area) in tenancies.iter_mut().zip(known).zip(areas) {
-            tenancy.others = area.len() - known.into_iter().collect::<Extents>().sectors();
+        for (((tenancy, known), held), area) in tenancies.iter_mut().zip(known).zip(held).zip(areas)
+        {
+            let known = known.into_iter().collect::<Extents>().sectors();
+            tenancy.free = known - held;
+            tenancy.others = area.len() - known;
         }
         tenancies
     }
@@ -177,9 +199,10 @@ mod tests {
     #[test]
     fn who_had_sectors_before_has_them_until_it_is_settled() {
         let mut owners = Owners::new();
-        owners.add('a', map(&[(0, 4), (22, 24)]));
-        owners.set('a', map(&[(2, 6)]));
-        owners.set('b', map(&[(5, 6), (29, 40)]));
+        let none = Extents::default();
+        owners.add('a', map(&[(0, 4), (22, 24)]), none.clone());
+        owners.set('a', map(&[(2, 6)]), none.clone());
+        owners.set('b', map(&[(5, 6), (29, 40)]), none);
         assert_eq!(
             tenancies(&owners, &[(9, 22)]),
             [(vec![('a', 6, 2), ('b', 1, 1)], 3), (vec![('a', 2, 0), ('b', 1, 1)], 5)]
@@ -198,14 +221,27 @@ mod tests {
 
     #[test]
     fn a_sector_had_for_a_moment_counts_too_and_one_got_back_is_not_gained() {
-        let mut owners = Owners::new();
-        owners.add('a', map(&[(0, 4)]));
-        owners.set('a', map(&[(6, 8)]));
-        owners.set('a', map(&[(0, 3)]));
+        let (mut owners, none) = (Owners::new(), Extents::default());
+        owners.add('a', map(&[(0, 4)]), none.clone());
+        owners.set('a', map(&[(6, 8)]), none.clone());
+        owners.set('a', map(&[(0, 3)]), none);
         assert_eq!(tenancies(&owners, &[])[0], (vec![('a', 6, 2)], 4));
         owners.settle();
         assert_eq!(tenancies(&owners, &[])[0], (vec![('a', 3, 0)], 7));
         assert!(owners.bytes() >= 16);
+    }
+
+    #[test]
+    fn what_is_reserved_is_gained_when_it_is_written() {
+        let mut owners = Owners::new();
+        owners.add('a', map(&[(0, 2)]), Extents::default());
+        owners.set('a', map(&[(0, 8)]), map(&[(4, 8)]));
+        assert_eq!(tenancies(&owners, &[])[0], (vec![('a', 8, 2)], 2));
+        owners.settle();
+        assert_eq!(tenancies(&owners, &[])[0], (vec![('a', 8, 0)], 2));
+        owners.set('a', map(&[(0, 8)]), map(&[(5, 8)]));
+        owners.set('a', map(&[(0, 8)]), map(&[(6, 8)]));
+        assert_eq!(tenancies(&owners, &[])[0], (vec![('a', 8, 2)], 2));
     }
 
     /// What is drawn falls within so many sectors, so that it meets.
@@ -227,18 +263,32 @@ mod tests {
             before in prop::collection::vec(any_map(), 3),
             after in prop::collection::vec(any_map(), 3),
             areas in any_map(),
+            blank in prop::collection::vec(any_map(), 6),
             free in any_map(),
         ) {
+            let outside = |map: &Extents, blank: &Extents| blank.without(&blank.without(map));
+            let blank_before: Vec<Extents> =
+                before.iter().zip(&blank).map(|(map, blank)| outside(map, blank)).collect();
+            let blank_after: Vec<Extents> =
+                after.iter().zip(&blank[3..]).map(|(map, blank)| outside(map, blank)).collect();
             let mut owners = Owners::new();
-            before.iter().enumerate().for_each(|(file, map)| owners.add(file, map.clone()));
-            after.iter().enumerate().for_each(|(file, map)| owners.set(file, map.clone()));
+            for file in 0..3 {
+                owners.add(file, before[file].clone(), blank_before[file].clone());
+            }
+            for file in 0..3 {
+                owners.set(file, after[file].clone(), blank_after[file].clone());
+            }
             let found = owners.tenancies(areas.as_slice(), &free);
             for (area, tenancy) in areas.as_slice().iter().zip(&found) {
                 let count = |is: &dyn Fn(u64) -> bool| {
                     (area.start()..area.end()).filter(|sector| is(*sector)).count() as u64
                 };
                 let held = |file: usize, s| on(&before[file], s) || on(&after[file], s);
-                let gained = |file: usize, s| !on(&before[file], s) && on(&after[file], s);
+                let is = |map: &Extents, blank: &Extents, s| on(map, s) && !on(blank, s);
+                let gained = |file: usize, s| {
+                    !is(&before[file], &blank_before[file], s)
+                        && is(&after[file], &blank_after[file], s)
+                };
                 let tenant = |file| Tenant {
                     file,
                     held: count(&|s| held(file, s)),
@@ -248,6 +298,8 @@ mod tests {
                 prop_assert_eq!(&tenancy.tenants, &expected);
                 let nobodys = |s| !on(&free, s) && !(0..3).any(|file| held(file, s));
                 prop_assert_eq!(tenancy.others, count(&nobodys));
+                let is_free = |s| on(&free, s) && !(0..3).any(|file| held(file, s));
+                prop_assert_eq!(tenancy.free, count(&is_free));
             }
             owners.settle();
             let now: Vec<Extents> = owners.maps().map(|(_, map)| map.clone()).collect();

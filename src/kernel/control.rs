@@ -472,7 +472,7 @@ fn c_string(field: &[u8]) -> Vec<u8> {
 }
 
 /// `huge_encode_dev()`, whose result has 32 bits; `None` for numbers that no device has.
-fn encode(device: Device) -> Option<u64> {
+pub(super) fn encode(device: Device) -> Option<u64> {
     let Device { major, minor } = device;
     let numbers = major < 1 << 12 && minor < 1 << 20;
     numbers.then(|| u64::from(minor & 0xff | major << 8 | (minor & !0xff) << 12))
