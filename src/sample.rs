@@ -105,6 +105,7 @@ fn look_at_path(reach: &mut Reach, pages: &mut Pages) -> Sight {
 }
 
 /// What the file is like now, if it is there and can be followed.
+#[allow(clippy::result_large_err)] // it is what a look gives, moved once
 fn stat(reach: &Reach) -> Result<Metadata, Sight> {
     if let Some(file) = reach.held_inode() {
         let metadata = file.metadata().map_err(|error| Sight::Failed(format!("stat: {error}")))?;

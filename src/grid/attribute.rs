@@ -7,7 +7,8 @@
 //!   many as those are: they must have been written. Filesystems choose the place of written data
 //!   when they write it, so no map that was read before the write could know it.
 //! * *Other writes, and reads,* go to all who have or had sectors there, in proportion to them.
-//!   Those that nobody followed has count for the "others"; those known to be free count for none.
+//!   Those that nobody followed has count for the "others"; those known to be free count for none,
+//!   nor do those that may be a tenant's reserve.
 //! * *Times and numbers of I/Os* follow the bytes.
 //!
 //! Whatever an area has counted is given to somebody, once: the parts and the rest add up to it.
@@ -23,6 +24,8 @@ pub struct Tenancy<F> {
     pub tenants: Vec<Tenant<F>>,
     /// Sectors that may be those of anybody else: neither of a tenant, nor known to be free.
     pub others: u64,
+    /// Those of them that the filesystem may have laid by for the tenants to grow into.
+    pub reserved: u64,
     /// Sectors known to be free. Somebody may have had them for a moment.
     pub free: u64,
 }
@@ -113,7 +116,7 @@ fn grown<F>(tenancy: &Tenancy<F>) -> u64 {
 /// The counters of each tenant, and behind them those of the others.
 fn share_out<F>(counted: &Counters, tenancy: &Tenancy<F>, phase: u64) -> Vec<Counters> {
     let mut held: Vec<u64> = tenancy.tenants.iter().map(|tenant| tenant.held).collect();
-    held.push(tenancy.others);
+    held.push(tenancy.others.saturating_sub(tenancy.reserved));
     if held.iter().all(|sectors| *sectors == 0) {
         // Nobody has a sector of it, so it was nobody who is known.
         held.fill(0);
@@ -190,7 +193,7 @@ mod tests {
 
     /// Sectors written, by file, and those of the others.
     fn shares(counted: &Counters, tenants: &[Tenant<char>], others: u64) -> (Vec<u64>, u64) {
-        let tenancy = Tenancy { tenants: tenants.to_vec(), others, free: 0 };
+        let tenancy = Tenancy { tenants: tenants.to_vec(), others, reserved: 0, free: 0 };
         let (parts, rest) = attribute(counted, &tenancy, 0);
         let sectors = |counters: &Counters| counters.written_bytes / SECTOR_BYTES;
         (parts.iter().map(|part| sectors(&part.counters)).collect(), sectors(&rest))
@@ -215,9 +218,18 @@ mod tests {
         assert_eq!(shares(&written(40), &[], 0), (vec![], 40), "all of it is free by now");
     }
 
+    #[test]
+    fn what_may_be_a_reserve_of_the_tenants_gets_nothing_but_leaves_the_doubt() {
+        let tenants = vec![tenant('a', 30, 0)];
+        let tenancy = Tenancy { tenants, others: 50, reserved: 40, free: 0 };
+        let (parts, rest) = attribute(&written(40), &tenancy, 0);
+        assert_eq!((parts[0].counters, rest), (written(30), written(10)));
+        assert_eq!(parts[0].doubt, Doubt { over: written(30), under: written(10) });
+    }
+
     /// By tenant, sectors that may be too many and too few, of forty that were written.
     fn doubts(tenants: &[Tenant<char>], others: u64, free: u64) -> Vec<(u64, u64)> {
-        let tenancy = Tenancy { tenants: tenants.to_vec(), others, free };
+        let tenancy = Tenancy { tenants: tenants.to_vec(), others, reserved: 0, free };
         let (parts, _) = attribute(&written(40), &tenancy, 0);
         let sectors = |counters: &Counters| counters.written_bytes / SECTOR_BYTES;
         parts.iter().map(|part| (sectors(&part.doubt.over), sectors(&part.doubt.under))).collect()
@@ -252,7 +264,8 @@ mod tests {
             ..Counters::default()
         };
         let tenants = vec![tenant('a', 30, 0), tenant('b', 10, 0)];
-        let (parts, rest) = attribute(&counted, &Tenancy { tenants, others: 0, free: 0 }, 0);
+        let (parts, rest) =
+            attribute(&counted, &Tenancy { tenants, others: 0, reserved: 0, free: 0 }, 0);
         let [a, b] = [parts[0].counters, parts[1].counters];
         assert_eq!((a.reads_completed, a.read_time_ns, a.write_time_ns), (6, 600, 30));
         assert_eq!((b.reads_completed, b.read_time_ns, b.io_time_ns), (2, 200, 20));

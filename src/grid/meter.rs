@@ -1,6 +1,6 @@
 //! What a region of many areas has counted between two readings.
 
-use crate::counters::{Counters, Reading, areas};
+use crate::counters::{Counters, areas};
 use crate::extent::Extent;
 use crate::message::{Clockwork, Unreadable};
 
@@ -85,7 +85,7 @@ impl Meter {
             let extent = self.area(at).filter(|area| area.start() == row.start);
             let extent = extent.filter(|_| row.step == self.step && at <= self.last.len());
             let extent = extent.ok_or_else(|| Unreadable(answer[..answer.len().min(80)].into()))?;
-            if let Some(counters) = self.advance(at, row.reading) {
+            if let Some(counters) = self.advance(at, row.reading.counters) {
                 counted.push(Counted { extent, counters });
             }
             taken += 1;
@@ -94,8 +94,7 @@ impl Meter {
     }
 
     /// What area `at` has counted since it was read before, if anything.
-    fn advance(&mut self, at: usize, reading: Reading) -> Option<Counters> {
-        let Reading { counters, .. } = reading;
+    fn advance(&mut self, at: usize, counters: Counters) -> Option<Counters> {
         let last = match self.last.get_mut(at) {
             Some(last) => std::mem::replace(last, counters),
             None => {

@@ -18,6 +18,8 @@ use crate::grid::attribute::{Tenancy, Tenant};
 #[derive(Clone, Debug)]
 pub struct Owners<F> {
     files: BTreeMap<F, Holding>,
+    /// Whether the filesystem lays by sectors for files without showing them in their maps.
+    reserves: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -30,21 +32,28 @@ struct Holding {
     gained: Extents,
     /// What the file has, and what of that was never written; `None` if that is as it was.
     now: Option<(Extents, Extents)>,
+    /// So many times more it may be settled and still be called growing.
+    growing: u32,
     /// Not followed any more.
     leaving: bool,
 }
 
+/// How often a file is settled after it has grown until it is not called growing any more.
+const GROWING: u32 = 60;
+
 impl<F: Copy + Ord> Default for Owners<F> {
     fn default() -> Owners<F> {
-        Owners::new()
+        Owners::new(false)
     }
 }
 
 impl<F: Copy + Ord> Owners<F> {
-    /// Nobody has anything.
+    /// Nobody has anything. `reserves` says that the filesystem lays by sectors for files that
+    /// grow, which are neither free nor in any map: ext4 does (megabytes, while a file is open);
+    /// xfs shows them in the map.
     #[must_use]
-    pub fn new() -> Owners<F> {
-        Owners { files: BTreeMap::new() }
+    pub fn new(reserves: bool) -> Owners<F> {
+        Owners { files: BTreeMap::new(), reserves }
     }
 
     /// A file that had these sectors before the areas were read last, and what of them was never
@@ -64,7 +73,10 @@ impl<F: Copy + Ord> Owners<F> {
         }
         let written = holding.held.without(&holding.blank);
         let gained = map.without(&blank).without(&written);
-        holding.gained = union(&holding.gained, &gained);
+        if !gained.is_empty() {
+            holding.gained = union(&holding.gained, &gained);
+            holding.growing = GROWING;
+        }
         let more = map.without(&holding.held);
         if !more.is_empty() {
             holding.held = union(&holding.held, &more);
@@ -86,6 +98,7 @@ impl<F: Copy + Ord> Owners<F> {
         self.files.retain(|_, holding| !holding.leaving);
         for holding in self.files.values_mut() {
             holding.gained = Extents::default();
+            holding.growing = holding.growing.saturating_sub(1);
             if let Some((map, blank)) = holding.now.take() {
                 (holding.held, holding.blank) = (map, blank);
             }
@@ -111,12 +124,16 @@ impl<F: Copy + Ord> Owners<F> {
         self.files.values().map(|h| maps(h) * size_of::<Extent>() + size_of::<Holding>()).sum()
     }
 
+    fn is_growing(&self, file: F) -> bool {
+        self.files.get(&file).is_some_and(|holding| holding.growing > 0)
+    }
+
     /// Who may have done the I/O of each of these areas, which come by rising sector and do not
     /// overlap. Sectors of `free` are nobody's, unless a file has or had them.
     #[must_use]
     pub fn tenancies(&self, areas: &[Extent], free: &Extents) -> Vec<Tenancy<F>> {
-        let mut tenancies: Vec<Tenancy<F>> =
-            areas.iter().map(|_| Tenancy { tenants: Vec::new(), others: 0, free: 0 }).collect();
+        let nobody = Tenancy { tenants: Vec::new(), others: 0, reserved: 0, free: 0 };
+        let mut tenancies: Vec<Tenancy<F>> = areas.iter().map(|_| nobody.clone()).collect();
         let mut known: Vec<Vec<Extent>> = vec![Vec::new(); areas.len()];
         for (&file, holding) in &self.files {
             each_common(holding.held.as_slice(), areas, |at, piece| {
@@ -141,9 +158,11 @@ impl<F: Copy + Ord> Owners<F> {
         each_common(free.as_slice(), areas, |at, piece| known[at].push(piece));
         for (((tenancy, known), held), area) in tenancies.iter_mut().zip(known).zip(held).zip(areas)
         {
+            let growing = self.reserves && tenancy.tenants.iter().any(|t| self.is_growing(t.file));
             let known = known.into_iter().collect::<Extents>().sectors();
             tenancy.free = known - held;
             tenancy.others = area.len() - known;
+            tenancy.reserved = if growing { tenancy.others } else { 0 };
         }
         tenancies
     }
@@ -182,7 +201,10 @@ mod tests {
         extents.iter().filter_map(|(start, end)| Extent::between(*start, *end)).collect()
     }
 
-    fn tenancies(owners: &Owners<char>, free: &[(u64, u64)]) -> Vec<(Vec<(char, u64, u64)>, u64)> {
+    /// File, held, gained.
+    type Seen = Vec<(char, u64, u64)>;
+
+    fn tenancies(owners: &Owners<char>, free: &[(u64, u64)]) -> Vec<(Seen, u64)> {
         let areas = map(&[(0, 10)])
             .as_slice()
             .iter()
@@ -198,7 +220,7 @@ mod tests {
 
     #[test]
     fn who_had_sectors_before_has_them_until_it_is_settled() {
-        let mut owners = Owners::new();
+        let mut owners = Owners::new(true);
         let none = Extents::default();
         owners.add('a', map(&[(0, 4), (22, 24)]), none.clone());
         owners.set('a', map(&[(2, 6)]), none.clone());
@@ -221,7 +243,7 @@ mod tests {
 
     #[test]
     fn a_sector_had_for_a_moment_counts_too_and_one_got_back_is_not_gained() {
-        let (mut owners, none) = (Owners::new(), Extents::default());
+        let (mut owners, none) = (Owners::new(true), Extents::default());
         owners.add('a', map(&[(0, 4)]), none.clone());
         owners.set('a', map(&[(6, 8)]), none.clone());
         owners.set('a', map(&[(0, 3)]), none);
@@ -232,8 +254,27 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_free_may_be_the_reserve_of_a_file_that_grew_lately() {
+        for reserves in [false, true] {
+            let mut owners = Owners::new(reserves);
+            let reserved = |owners: &Owners<char>| {
+                let areas = [Extent::new(0, 10).unwrap()];
+                owners.tenancies(&areas, &map(&[(8, 10)]))[0].reserved
+            };
+            owners.add('a', map(&[(0, 4)]), Extents::default());
+            assert_eq!(reserved(&owners), 0);
+            owners.set('a', map(&[(0, 5)]), Extents::default());
+            for _ in 0..GROWING {
+                assert_eq!(reserved(&owners), if reserves { 3 } else { 0 });
+                owners.settle();
+            }
+            assert_eq!(reserved(&owners), 0);
+        }
+    }
+
+    #[test]
     fn what_is_reserved_is_gained_when_it_is_written() {
-        let mut owners = Owners::new();
+        let mut owners = Owners::new(true);
         owners.add('a', map(&[(0, 2)]), Extents::default());
         owners.set('a', map(&[(0, 8)]), map(&[(4, 8)]));
         assert_eq!(tenancies(&owners, &[])[0], (vec![('a', 8, 2)], 2));
@@ -271,7 +312,7 @@ mod tests {
                 before.iter().zip(&blank).map(|(map, blank)| outside(map, blank)).collect();
             let blank_after: Vec<Extents> =
                 after.iter().zip(&blank[3..]).map(|(map, blank)| outside(map, blank)).collect();
-            let mut owners = Owners::new();
+            let mut owners = Owners::new(true);
             for file in 0..3 {
                 owners.add(file, before[file].clone(), blank_before[file].clone());
             }

@@ -1,8 +1,8 @@
 //! Where the areas are, and how large.
 //!
 //! The best is the whole device, in areas that are small against the files: then nothing has to be
-//! known of a file before its I/O, and nothing moves. Where the memory does not go so far, there are
-//! several regions around the followed files, with room where those grow.
+//! known of a file before its I/O, and nothing moves. Where the memory does not go so far, there
+//! are several regions around the followed files, with room where those grow.
 
 use crate::extent::{Extent, Extents};
 

@@ -1,11 +1,11 @@
 //! The grid of a device in the kernel: made, found again, read, moved.
 //!
-//! Its regions have a program_id of their own, so that what is done to all regions of `dmstats`,
-//! among it each plain `dmstats report`, which sets counters to zero, leaves them alone. They are in
-//! no group.
+//! Its regions have a program_id of their own, so that what is done to all regions of `dmstats`
+//! leaves them alone; among it each plain `dmstats report`, which sets counters to zero. They are
+//! in no group.
 //!
-//! A grid outlives the process that made it; the next one finds it by program_id and tag and goes on.
-//! Whatever moment a process ends at, there is never more left than regions with that tag.
+//! A grid outlives the process that made it; the next one finds it by program_id and tag and goes
+//! on. Whenever a process ends, there is never more left than regions with that tag.
 
 use std::fmt;
 
@@ -193,8 +193,8 @@ impl Grid {
     ///
     /// # Errors
     ///
-    /// As of [`Grid::read`], and `ENOMEM` where there is no room. Then the grid is as it was, unless
-    /// the device could not be talked to any more.
+    /// As of [`Grid::read`], and `ENOMEM` where there is no room. Then the grid is as it was,
+    /// unless the device could not be talked to any more.
     pub fn change(&mut self, dm: impl Dm, change: &Change, nonce: u32) -> Result<Changed, Error> {
         let mut kernel = Conversation::in_turn(dm, self.device, Turn::Shared)?;
         self.check(&mut kernel)?;
@@ -218,13 +218,17 @@ impl Grid {
         let as_read = old.clone();
         let outcome = hand_over(&mut kernel, &mut old, &mut new, &mut changed);
         if let Err(error) = outcome {
-            as_read.into_iter().for_each(|placed| self.insert(placed));
+            for placed in as_read {
+                self.insert(placed);
+            }
             for placed in new {
                 kernel.delete(placed.id)?;
             }
             return Err(error);
         }
-        new.into_iter().for_each(|placed| self.insert(placed));
+        for placed in new {
+            self.insert(placed);
+        }
         for placed in old {
             kernel.delete(placed.id)?;
         }

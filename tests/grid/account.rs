@@ -37,7 +37,7 @@ pub struct Account {
 
 impl Account {
     /// Counts the whole device in areas of so many bytes.
-    pub fn open(disk: &Disk, area: u64) -> Account {
+    pub fn open(disk: &Disk, kind: &str, area: u64) -> Account {
         let mut control = Control::open().unwrap();
         let device = vm::device(&disk.node);
         let sectors = vm::sh(&format!("blockdev --getsz {}", disk.node.display()));
@@ -51,7 +51,7 @@ impl Account {
             control,
             device,
             grid,
-            owners: Owners::new(),
+            owners: Owners::new(kind == "ext4"),
             files: BTreeMap::new(),
             root: File::open(&disk.mount).unwrap(),
             pages: Pages::default(),
@@ -87,7 +87,9 @@ impl Account {
         self.shares.give(&areas, &tenancies, self.phase);
         self.phase += 1;
         self.owners.settle();
-        areas.iter().for_each(|area| self.counted += &area.counters);
+        for area in &areas {
+            self.counted += &area.counters;
+        }
     }
 
     pub fn found(&self) -> &Shares<Number> {
