@@ -7,13 +7,13 @@
 //! A grid outlives the process that made it; the next one finds it by program_id and tag and goes
 //! on. Whenever a process ends, there is never more left than regions with that tag.
 
-use std::fmt;
+use std::{fmt, io};
 
 use super::meter::{Counted, Meter};
 use super::plan::{Change, Patch};
 use crate::counters::Counters;
 use crate::dm::{Device, Dm, Turn};
-use crate::extent::Extents;
+use crate::extent::{Extent, Extents};
 use crate::message::{Clockwork, Message, Region, RegionId, parse_created, parse_list};
 use crate::update::{Conversation, Error};
 
@@ -95,18 +95,20 @@ pub struct Changed {
 
 impl Grid {
     /// The grid that is there, if there is one; it bears our claim from here on. `stands` says how
-    /// far it has been read; where a region is not among them, it counts from now on.
+    /// far it has been read; where a region is not among them, it counts from now on. As long as
+    /// the process lives, [`delete_leftovers`] does not touch the grid.
     ///
     /// # Errors
     ///
     /// Those of the messages; [`Error::NoTurn`].
     pub fn find(
-        dm: impl Dm,
+        mut dm: impl Dm,
         device: Device,
         claim: u32,
         precise: bool,
         stands: &[Stand],
     ) -> Result<Grid, Error> {
+        dm.hold_grid(device, Turn::Shared).map_err(Error::NoTurn)?;
         let mut kernel = Conversation::in_turn(dm, device, Turn::Shared)?;
         let listing = list(&mut kernel)?;
         let mut grid = Grid { device, claim, precise, regions: Vec::new() };
@@ -255,10 +257,13 @@ impl Grid {
     /// # Errors
     ///
     /// As of [`Grid::read`].
-    pub fn remove(self, dm: impl Dm) -> Result<(), Error> {
-        let mut kernel = Conversation::in_turn(dm, self.device, Turn::Shared)?;
+    pub fn remove(self, mut dm: impl Dm) -> Result<(), Error> {
+        let mut kernel = Conversation::in_turn(&mut dm, self.device, Turn::Shared)?;
         self.check(&mut kernel)?;
-        self.regions.iter().try_for_each(|placed| kernel.delete(placed.id))
+        self.regions.iter().try_for_each(|placed| kernel.delete(placed.id))?;
+        drop(kernel);
+        dm.let_grid_go(self.device);
+        Ok(())
     }
 }
 
@@ -350,6 +355,45 @@ fn joined(mut counted: Vec<Counted>) -> Vec<Counted> {
         same
     });
     counted
+}
+
+/// The regions of a grid that no process reads: none while one does.
+///
+/// # Errors
+///
+/// Those of the listing; [`Error::NoTurn`] if the control node cannot be locked.
+pub fn leftovers(dm: impl Dm, device: Device) -> Result<Vec<(RegionId, Extent)>, Error> {
+    alone(dm, device, false)
+}
+
+/// Deletes the regions of a grid that no process reads. Gives how many those were.
+///
+/// # Errors
+///
+/// As of [`leftovers`], and those of the deletions; what is left may be deleted later.
+pub fn delete_leftovers(dm: impl Dm, device: Device) -> Result<usize, Error> {
+    Ok(alone(dm, device, true)?.len())
+}
+
+/// Lists a grid that nobody reads, and deletes it if that is wanted.
+fn alone(mut dm: impl Dm, device: Device, delete: bool) -> Result<Vec<(RegionId, Extent)>, Error> {
+    match dm.hold_grid(device, Turn::Alone) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Vec::new()),
+        held => held.map_err(Error::NoTurn)?,
+    }
+    let mut kernel = Conversation::new(&mut dm, device);
+    let found = list(&mut kernel).and_then(|listing| {
+        let rows = parse_list(&listing)?;
+        let ours = rows.iter().filter(|row| Tag::of(row).is_some());
+        let found: Vec<_> = ours.map(|row| (row.id, row.extent)).collect();
+        if delete {
+            found.iter().try_for_each(|(id, _)| kernel.delete(*id))?;
+        }
+        Ok(found)
+    });
+    drop(kernel);
+    dm.let_grid_go(device);
+    found
 }
 
 /// The regions of program_id [`PROGRAM`].

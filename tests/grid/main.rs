@@ -158,3 +158,29 @@ fn a_grid_is_read_in_few_messages_and_a_resting_one_says_nothing() {
         grid.remove(&mut control).unwrap();
     }
 }
+
+#[test]
+fn a_grid_is_a_leftover_when_nobody_has_hold_of_it() {
+    if !vm::inside("a_grid_is_a_leftover_when_nobody_has_hold_of_it") {
+        return;
+    }
+    let device = vm::device(&vm::linear("left", 0));
+    let mut control = Control::open().unwrap();
+    let extent = Extent::new(0, 4096).unwrap();
+    let change = Change { delete: Vec::new(), create: vec![Patch { extent, step: 8 }] };
+    let mut grid = Grid::find(&mut control, device, 1, false, &[]).unwrap();
+    grid.change(&mut control, &change, 1).unwrap();
+    let gc =
+        |options: &str| vm::sh(&format!("{} gc {options} left", env!("CARGO_BIN_EXE_dmfilemapd")));
+    assert_eq!(gc(""), "nothing to delete: no orphans on 1 device(s)\n");
+    grid.read(&mut control).unwrap();
+    drop(control); // as the end of the process does
+    let said = gc("--dry-run");
+    assert!(said.contains("region 0, 0+4096, of a grid that nobody reads"), "{said}");
+    assert!(
+        said.contains("@stats_delete 0") && said.contains("1 region of a grid would go"),
+        "{said}"
+    );
+    assert!(gc("").contains("1 region of a grid deleted"));
+    assert_eq!(vm::sh("dmsetup message left 0 @stats_list"), "");
+}
