@@ -119,7 +119,6 @@ fn share_out<F>(counted: &Counters, tenancy: &Tenancy<F>, phase: u64) -> Vec<Cou
     held.push(tenancy.others.saturating_sub(tenancy.reserved));
     if held.iter().all(|sectors| *sectors == 0) {
         // Nobody has a sector of it, so it was nobody who is known.
-        held.fill(0);
         held[tenancy.tenants.len()] = 1;
     }
     let read = split(counted.read_bytes, &held, phase);

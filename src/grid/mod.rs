@@ -45,8 +45,8 @@
 //! | crowd, xfs | 100, 31, 32 | 100, 37, 50 | 100, 45, 115 |
 //!
 //! The *crowd* is the worst case: files that nobody follows grow, are overwritten, and come and go
-//! in the very same places, write by write. In areas of 16 KiB, the size of its writes, it is 100, 0
-//! and 0 on both. Reading 8,192 areas takes 4 ms there, which is half a microsecond for each.
+//! in the very same places, write by write. In areas of 16 KiB, the size of its writes, it is 100,
+//! 0 and 0 on both. Reading 8,192 areas at rest takes 4 ms there: half a microsecond for each.
 
 pub mod attribute;
 pub mod meter;

@@ -219,7 +219,7 @@ fn finest(
         if step >= device.len() {
             return Vec::new(); // one area each is too many
         }
-        step *= 2;
+        step = step.saturating_mul(2);
     }
 }
 

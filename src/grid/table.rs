@@ -201,8 +201,8 @@ impl Grid {
         let mut kernel = Conversation::in_turn(dm, self.device, Turn::Shared)?;
         self.check(&mut kernel)?;
         let mut new = Vec::new();
-        for (patch, nonce) in change.create.iter().zip(nonce..) {
-            match self.create(&mut kernel, patch, nonce) {
+        for (patch, at) in change.create.iter().zip(0..) {
+            match self.create(&mut kernel, patch, nonce.wrapping_add(at)) {
                 Ok(placed) => new.push(placed),
                 Err(error) => {
                     for placed in new {
