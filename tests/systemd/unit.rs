@@ -1,6 +1,9 @@
 //! The unit in the hands of a real systemd.
 
 use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -157,8 +160,10 @@ fn a_real_systemd_starts_reloads_and_stops_it_and_its_files_are_followed() {
     let home = disk.path("home").display().to_string();
     vm::sh(&format!("chown -R 1234:1234 {home}; chmod 700 {home}; chmod 600 {home}/private"));
     let systemd = Systemd::boot();
+    fs::create_dir_all(Path::new(TEXTFILE).parent().unwrap()).unwrap();
+    let metrics = format!("metrics_listen = \"{ADDRESS}\"\nmetrics_textfile = \"{TEXTFILE}\"\n");
     let later = "[[file]]\npath = \"/mnt/disk1/*\"\nmode = \"path\"\n";
-    configure(&(entry(&disk, "home/*") + later));
+    configure(&(metrics + &entry(&disk, "home/*") + later));
 
     systemd.done("start");
     status(); // at once
@@ -175,6 +180,7 @@ fn a_real_systemd_starts_reloads_and_stops_it_and_its_files_are_followed() {
     };
     assert_changes_are_followed("changed", 512);
     only_daemon();
+    metrics_are_given_out();
     mounts_come_and_go();
     an_unlinked_file_is_followed_while_it_is_open(&disk);
 
@@ -220,6 +226,24 @@ fn held(pid: u32) -> String {
         names.iter().filter(|(bit, _)| bits >> bit & 1 == 1).map(|(_, name)| *name).collect();
     assert_eq!(bits.count_ones() as usize, held.len(), "{bits:x}");
     held.join(" ")
+}
+
+const ADDRESS: &str = "127.0.0.1:9756";
+const TEXTFILE: &str = "/var/lib/prometheus/node-exporter/dmfilemapd.prom";
+
+/// Over HTTP, and in a file that everybody may read.
+fn metrics_are_given_out() {
+    const SAMPLE: &str = "dmfilemap_file_regions{file=\"private\"";
+    vm::sh("busybox ip link set lo up");
+    let mut stream = TcpStream::connect(ADDRESS).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let answer = io::read_to_string(stream).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains(SAMPLE), "{answer}");
+    wait_until("the file is written", || {
+        let text = fs::read_to_string(TEXTFILE).map_err(|error| format!("{error}\n{}", said()))?;
+        if text.contains(SAMPLE) { Ok(()) } else { Err(text) }
+    });
+    assert_eq!(fs::metadata(TEXTFILE).unwrap().permissions().mode() & 0o777, 0o644);
 }
 
 /// What is mounted while the service runs is seen, and what it follows there can be unmounted.
