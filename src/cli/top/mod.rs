@@ -116,7 +116,7 @@ fn print(arguments: &Arguments, mut before: Reading) -> Result<Exit, Failure> {
             let service = now.totals.service.is_some();
             json::print(&json::Document::of(&Interval { seconds, service, rows: &rows }))?;
         } else {
-            let (head, lines) = screen::lines(&rows, usize::MAX, |_| String::new());
+            let (head, lines) = screen::lines(&rows, usize::MAX, None);
             let mut out = io::stdout().lock();
             writeln!(out, "{head}").map_err(Failure::new)?;
             for line in lines {

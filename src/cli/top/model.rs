@@ -32,7 +32,8 @@ pub struct Row {
     pub read_wait_ns: Option<u64>,
     /// What a write took on average.
     pub write_wait_ns: Option<u64>,
-    /// I/Os under way, on average.
+    /// I/Os under way, on average: the time that all took, by the time of the interval (Little's
+    /// law). The kernel's own count of that, the weighted time, is 0 in some kernels.
     pub queue: f64,
     /// Part of the bytes that went to or from the device, from 0 to 1. None if there were none.
     pub share: Option<f64>,
@@ -158,7 +159,7 @@ fn row(
         written_bytes_per_second: float(done.written_bytes) / seconds,
         read_wait_ns: done.read_time_ns.checked_div(done.reads_completed),
         write_wait_ns: done.write_time_ns.checked_div(done.writes_completed),
-        queue: float(done.weighted_io_time_ns) / 1e9 / seconds,
+        queue: float(done.read_time_ns.saturating_add(done.write_time_ns)) / 1e9 / seconds,
         share: share.map(|whole| (bytes(done) / whole).min(1.0)),
         median_ns: None,
         p99_ns: None,
@@ -256,7 +257,6 @@ pub(super) mod tests {
             reads_completed: reads,
             read_bytes: bytes,
             read_time_ns: reads * 2_000_000,
-            weighted_io_time_ns: reads * 2_000_000,
             ..Counters::default()
         }
     }

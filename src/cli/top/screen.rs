@@ -97,12 +97,9 @@ fn is_shown(column: &Column, rank: u8, latencies: bool) -> bool {
     column.rank <= rank && (latencies || column.rank < 6)
 }
 
-/// The table as lines: the head, then a line for each row; `history` gives a row's.
-pub fn lines(
-    rows: &[Row],
-    width: usize,
-    history: impl Fn(&Row) -> String,
-) -> (String, Vec<String>) {
+/// The table as lines: the head, then a line for each row; with the history, if the view is given
+/// that has it.
+pub fn lines(rows: &[Row], width: usize, view: Option<&View>) -> (String, Vec<String>) {
     let latencies = rows.iter().any(|row| row.median_ns.is_some() || row.p99_ns.is_some());
     let rank = ranks_that_fit(width, latencies);
     let shown = || COLUMNS.iter().filter(move |column| is_shown(column, rank, latencies));
@@ -111,7 +108,8 @@ pub fn lines(
         head.extend([format!("{word:>width$} ")]);
     }
     if rank >= HISTORY_RANK {
-        head.extend([format!("{:<HISTORY$} {:<DEVICE_WIDTH$} ", "HISTORY", "DEVICE")]);
+        head.extend(view.map(|_| format!("{:<HISTORY$} ", "HISTORY")));
+        head.extend([format!("{:<DEVICE_WIDTH$} ", "DEVICE")]);
     }
     let room = width.saturating_sub(head.chars().count());
     head += "FILE";
@@ -121,8 +119,10 @@ pub fn lines(
             line.extend([format!("{:>width$} ", show(row))]);
         }
         if rank >= HISTORY_RANK {
-            let (past, device) = (history(row), start_of(&row.device, DEVICE_WIDTH));
-            line.extend([format!("{past:>HISTORY$} {device:<DEVICE_WIDTH$} ")]);
+            let past = view.map(|view| format!("{:>HISTORY$} ", view.sparkline(row)));
+            let device = start_of(&row.device, DEVICE_WIDTH);
+            line.extend(past);
+            line.extend([format!("{device:<DEVICE_WIDTH$} ")]);
         }
         line + &end_of(&row.name, room)
     };
@@ -158,7 +158,7 @@ pub fn draw(frame: &mut Frame<'_>, view: &View, interval: Duration, colour: bool
     };
     frame.render_widget(Line::from(self::title(view, interval)), title);
     let rows = view.arranged();
-    let (words, lines) = lines(&rows, table.width.into(), |row| view.sparkline(row));
+    let (words, lines) = lines(&rows, table.width.into(), Some(view));
     frame.render_widget(Line::styled(words, style(Color::Reset, Modifier::REVERSED)), head);
     let first = view.top.min(lines.len().saturating_sub(1));
     let body: Vec<Line<'_>> = rows
