@@ -96,7 +96,8 @@ struct Terminal {
 }
 
 impl Terminal {
-    /// One in which `top` runs; behind it the shell says how it ended, and what the terminal is like.
+    /// One in which `top` runs; behind it the shell says how it ended, and what the terminal is
+    /// like.
     fn with_top(service: &Service, name: &str) -> Terminal {
         let terminal = Terminal { name: format!("dmfilemapd-{name}-{}", std::process::id()) };
         let (pid, socket) = (service.path(name), service.socket());

@@ -1,4 +1,5 @@
-//! The table on a screen of any size: columns that do not fit are left out, the least telling first.
+//! The table on a screen of any size: columns that do not fit are left out, the least telling
+//! first.
 
 use std::borrow::Cow;
 use std::time::Duration;
