@@ -31,6 +31,7 @@
 //! | 1: decisions | [`update`] | one group, from what it is to what it should be |
 //! | | [`ledger`] | what files have counted in all, whatever becomes of their regions |
 //! | | [`engine`] | `(now, event)` to actions: what is due, what is under way, when to stop |
+//! | | [`grid`] | counts of every part of a device, and whose they are |
 //! | 2: the kernel | [`kernel`] | FIEMAP, `/dev/mapper/control`, a table in memory, forks |
 //! | 3: the program | [`sample`], [`place`], [`entry`] | one look at one file; where it lies |
 //! | | [`config`] | settings and entries: what is followed, and how |
@@ -58,7 +59,12 @@
 //! | extent | a run of sectors of one device, never empty |
 //! | map | all extents of a file, in normal form: sorted, disjoint, merged |
 //! | region | the kernel's object: an id, an extent, `program_id`, `aux_data`, counters |
-//! | area | a part of a region with counters of its own; ours have one |
+//! | area | a part of a region with counters of its own; those of groups have one |
+//! | grid | regions of many areas, in no group, which count whatever lies there |
+//! | patch | one region of a grid, as it is planned |
+//! | tenant | a file with sectors in an area |
+//! | blank | sectors that a file has and has never written |
+//! | stand | what the areas of a region said when they were read last |
 //! | group | regions that are reported together; LVM2's notion, unknown to the kernel |
 //! | leader | the lowest member of a group; its id is the group's |
 //! | descriptor | what names the members; lives in the leader's `aux_data` |
@@ -95,6 +101,7 @@ pub mod engine;
 pub mod entry;
 pub mod extent;
 pub mod fit;
+pub mod grid;
 pub mod group;
 pub mod kernel;
 pub mod launch;

@@ -105,6 +105,7 @@ fn look_at_path(reach: &mut Reach, pages: &mut Pages) -> Sight {
 }
 
 /// What the file is like now, if it is there and can be followed.
+#[allow(clippy::result_large_err)] // it is what a look gives, moved once
 fn stat(reach: &Reach) -> Result<Metadata, Sight> {
     if let Some(file) = reach.held_inode() {
         let metadata = file.metadata().map_err(|error| Sight::Failed(format!("stat: {error}")))?;
@@ -259,6 +260,7 @@ fn read_map_since(file: &File, mut before: Stamp, pages: &mut Pages) -> io::Resu
 #[derive(Default)]
 struct Walk {
     extents: Vec<Extent>,
+    blank: Vec<Extent>,
     pages: usize,
     pending: bool,
     shared: bool,
@@ -301,14 +303,18 @@ impl Walk {
         } else if let Some(extent) = Extent::of_bytes(mapped.physical, mapped.length) {
             self.shared_sectors += if is(fiemap::SHARED) { extent.len() } else { 0 };
             self.extents.push(extent);
+            if is(fiemap::UNWRITTEN) {
+                self.blank.push(extent);
+            }
         }
     }
 
     fn into_map(self, torn: bool) -> Map {
-        let extents: Extents = self.extents.iter().copied().collect();
+        let Walk { extents, blank, pending, shared, shared_sectors, .. } = self;
+        let (extents, blank): (Extents, Extents) =
+            (extents.into_iter().collect(), blank.into_iter().collect());
         let fingerprint = extents.fingerprint();
-        let Walk { pending, shared, shared_sectors, .. } = self;
-        Map { extents, fingerprint, pending, shared, shared_sectors, torn }
+        Map { extents, blank, fingerprint, pending, shared, shared_sectors, torn }
     }
 }
 

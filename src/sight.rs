@@ -29,6 +29,8 @@ pub struct Stamp {
 pub struct Map {
     /// What has an address on the device.
     pub extents: Extents,
+    /// What of that is reserved and was never written: it has its place before its data.
+    pub blank: Extents,
     /// Of the extents.
     pub fingerprint: Fingerprint,
     /// Something of the file has no address yet and may get one without a change of the stamp.

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::counters::{Histogram, Reading};
 use crate::dm::{Device, Dm};
-use crate::entry::uuid;
+use crate::entry::{sysfs, uuid};
 use crate::extent::SECTOR_BYTES;
 use crate::kernel::devices::Named;
 use crate::request::{DeviceState, DeviceTotals, FileTotals, SCHEMA, Source, Totals};
@@ -37,7 +37,7 @@ pub fn survey(dm: &mut impl Dm, devices: &[Named]) -> Totals {
 
 /// The row of a device, as far as sysfs knows: nothing is listed or followed yet.
 pub fn device_totals(device: Device, name: &str) -> DeviceTotals {
-    let stat = fs::read_to_string(format!("/sys/dev/block/{device}/stat")).ok();
+    let stat = sysfs(device, "stat");
     let reading = stat.and_then(|stat| Reading::of_device(&stat));
     DeviceTotals {
         device: device.to_string(),

@@ -89,6 +89,16 @@ fn the_example_is_the_defaults() {
 }
 
 #[test]
+fn the_example_explains_every_key() {
+    let lines: Vec<&str> = include_str!("../contrib/config.toml").lines().collect();
+    for name in KEYS.iter().map(|key| key.name).chain(["exclude"]) {
+        let at = lines.iter().position(|line| line.starts_with(&format!("#{name} = ")));
+        let above = at.and_then(|at| lines.get(at - 1));
+        assert!(above.is_some_and(|line| line.starts_with("# ")), "{name}: {above:?}");
+    }
+}
+
+#[test]
 fn every_key_sets_what_it_says() {
     let config = of(r#"
 interval = "1s"

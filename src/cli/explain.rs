@@ -209,7 +209,8 @@ impl fmt::Display for Mapped {
         let memory = bytes(self.kernel_memory_bytes);
         writeln!(
             f,
-            "would be  {regions} region(s), up to {memory} of kernel memory; the device pauses that \
+            "would be  {regions} region(s), up to {memory} of kernel memory; the device pauses \
+             that \
              many times, a few milliseconds each, when they are made"
         )?;
         let mut list = self.extent_list.iter();

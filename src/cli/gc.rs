@@ -1,4 +1,5 @@
-//! `dmfilemapd gc`: away with the regions that cut updates have left.
+//! `dmfilemapd gc`: away with the regions that cut updates have left, and with grids that nobody
+//! reads.
 
 use std::fmt;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
@@ -13,9 +14,12 @@ use super::dry_run::DryRun;
 use super::json::{self, Document};
 use super::{Exit, Failure};
 use crate::dm::{Device, Dm};
+use crate::extent::Extent;
+use crate::grid::table::{PROGRAM, delete_leftovers, leftovers};
 use crate::kernel::control::Control;
 use crate::kernel::devices::Named;
 use crate::kernel::process::end_at_broken_pipe;
+use crate::message::RegionId;
 use crate::update::{Error, Orphan, delete_orphans, orphans};
 use crate::values;
 
@@ -134,6 +138,9 @@ fn number_of_node(path: &str) -> Result<Device, String> {
 /// What is found on one device.
 type Find<'a> = (&'a Named, Vec<Orphan>);
 
+/// A grid that nobody reads.
+type Leftovers<'a> = (&'a Named, Vec<(RegionId, Extent)>);
+
 struct Job {
     /// Whether the user named the devices: then each has to be there.
     named: bool,
@@ -146,6 +153,19 @@ struct Job {
 impl Job {
     fn perform(&mut self, control: &mut Control, targets: &[&Named], wait: Duration) {
         let found = self.find(control, targets);
+        let grids = self.grids(control, targets);
+        self.say_if_nothing(found.is_empty() && grids.is_empty(), targets);
+        for (target, leftovers) in grids {
+            let outcome = delete_leftovers(&mut *control, target.device);
+            self.swept.devices.push(Row::of_grid(target, &leftovers, &outcome));
+            match outcome {
+                Ok(deleted) if !self.json => {
+                    println!("{target}: {} of a grid deleted", regions(deleted));
+                }
+                Ok(_) => {}
+                Err(error) => self.failed(target, &error),
+            }
+        }
         if !found.is_empty() {
             thread::sleep(wait);
         }
@@ -169,7 +189,19 @@ impl Job {
                 Err(error) => self.failed(target, &error),
             }
         }
-        for (target, orphans) in self.find(&mut table, &copied) {
+        let found = self.find(&mut table, &copied);
+        let grids = self.grids(control, &copied); // who reads one has hold of it in the kernel
+        self.say_if_nothing(found.is_empty() && grids.is_empty(), targets);
+        for (target, leftovers) in grids {
+            for (id, extent) in leftovers {
+                println!("{target}: region {id}, {extent}, of a grid that nobody reads");
+            }
+            match delete_leftovers(&mut table, target.device) {
+                Ok(deleted) => println!("{target}: {} of a grid would go", regions(deleted)),
+                Err(error) => self.failed(target, &error),
+            }
+        }
+        for (target, orphans) in found {
             for Orphan { id, extent, program_id, mark } in &orphans {
                 let program_id = String::from_utf8_lossy(program_id);
                 println!("{target}: region {id}, {extent}, of {program_id}, marked {mark}");
@@ -192,10 +224,27 @@ impl Job {
                 Err(error) => self.failed(target, &error),
             }
         }
-        if found.is_empty() && self.exit == Exit::Ok && !self.json {
-            println!("nothing to delete: no orphans on {} device(s)", targets.len());
+        found
+    }
+
+    /// The grids that nobody reads.
+    fn grids<'a>(&mut self, dm: &mut impl Dm, targets: &[&'a Named]) -> Vec<Leftovers<'a>> {
+        let mut found = Vec::new();
+        for &target in targets {
+            match leftovers(&mut *dm, target.device) {
+                Ok(regions) if regions.is_empty() => {}
+                Ok(regions) => found.push((target, regions)),
+                Err(error) if error.is_no_device() => {} // said before, where it matters
+                Err(error) => self.failed(target, &error),
+            }
         }
         found
+    }
+
+    fn say_if_nothing(&self, nothing: bool, targets: &[&Named]) {
+        if nothing && self.exit == Exit::Ok && !self.json {
+            println!("nothing to delete: no orphans on {} device(s)", targets.len());
+        }
     }
 
     /// One that fails does not keep the others from being looked at.
@@ -214,10 +263,29 @@ impl Row {
             program_id: String::from_utf8_lossy(&orphan.program_id).into_owned(),
             mark: orphan.mark.to_string(),
         };
+        Row::with(target, orphans.iter().map(region).collect(), outcome)
+    }
+
+    fn of_grid(
+        target: &Named,
+        leftovers: &[(RegionId, Extent)],
+        outcome: &Result<usize, Error>,
+    ) -> Row {
+        let region = |(id, extent): &(RegionId, Extent)| Region {
+            id: id.0,
+            start_sector: extent.start(),
+            sectors: extent.len(),
+            program_id: String::from_utf8_lossy(PROGRAM).into_owned(),
+            mark: String::new(),
+        };
+        Row::with(target, leftovers.iter().map(region).collect(), outcome)
+    }
+
+    fn with(target: &Named, regions: Vec<Region>, outcome: &Result<usize, Error>) -> Row {
         Row {
             device: target.device.to_string(),
             name: String::from_utf8_lossy(&target.name).into_owned(),
-            regions: orphans.iter().map(region).collect(),
+            regions,
             deleted: outcome.as_ref().copied().unwrap_or(0),
             error: outcome.as_ref().err().map(ToString::to_string),
         }
@@ -238,6 +306,10 @@ fn delete(
             outcome => return outcome,
         }
     }
+}
+
+fn regions(regions: usize) -> String {
+    format!("{regions} region{}", if regions == 1 { "" } else { "s" })
 }
 
 fn count(orphans: usize) -> String {

@@ -334,9 +334,9 @@ pub(super) fn not_followed(path: &Path) -> Reply {
 pub(super) fn device_status(status: &engine::DeviceStatus) -> DeviceStatus {
     let (name, _) = crate::entry::describe(status.device);
     let state = match name.is_empty() {
-        true => DeviceState::Gone,
+        true if Path::new("/sys/block").exists() => DeviceState::Gone,
         false if status.busy >= STUCK => DeviceState::Stuck,
-        false => DeviceState::Ok,
+        _ => DeviceState::Ok, // as far as can be told
     };
     DeviceStatus {
         device: status.device.to_string(),

@@ -2,9 +2,9 @@
 //!
 //! Both ask main as a client of the control socket does, and main waits for neither.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, Permissions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -73,8 +73,9 @@ impl Textfile {
 fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
-    let options = OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).to_owned();
-    options.open(&new)?.write_all(text)?;
+    let mut file = File::create(&new)?;
+    file.set_permissions(Permissions::from_mode(0o644))?; // whatever the umask is
+    file.write_all(text)?;
     fs::rename(&new, path)
 }
 

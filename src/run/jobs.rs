@@ -1,6 +1,5 @@
 //! What the threads do: look at files, talk to the device-mapper, and say what came of it.
 
-use std::fs;
 use std::iter;
 use std::time::{Duration, Instant};
 
@@ -13,6 +12,7 @@ use super::tidy::Tidy;
 use crate::counters::Reading;
 use crate::dm::{Device, Dm};
 use crate::engine::{self, Batch, Event, FileId};
+use crate::entry::sysfs;
 use crate::extent::Extents;
 use crate::group::Mark;
 use crate::kernel::fiemap::Pages;
@@ -112,7 +112,7 @@ pub(super) fn sampler(inbox: Sender<Answer>) -> impl FnMut(Sample) + Send {
 
 /// Write requests and flushes that the device has finished; `None` if it does not say.
 fn writes(device: Device) -> Option<u64> {
-    let stat = sys(device, "stat")?;
+    let stat = sysfs(device, "stat")?;
     let number = |at: usize| stat.split_ascii_whitespace().nth(at)?.parse::<u64>().ok();
     // The fifth and the sixteenth number (Documentation/block/stat.rst); flushes since Linux 5.5.
     Some(number(4)? + number(15).unwrap_or(0))
@@ -188,7 +188,7 @@ fn read(
     before: Option<&str>,
 ) -> Pass {
     let began = processor_time();
-    let stat = sys(device, "stat").filter(|_| counts_io(device));
+    let stat = sysfs(device, "stat").filter(|_| counts_io(device));
     let outcome = if stat.is_some() && stat.as_deref() == before {
         Ok(None)
     } else {
@@ -199,7 +199,7 @@ fn read(
             Some((counts.collect(), regions))
         })
     };
-    let whole = sys(device, "stat").and_then(|stat| Reading::of_device(&stat));
+    let whole = sysfs(device, "stat").and_then(|stat| Reading::of_device(&stat));
     let cost = processor_time().saturating_sub(began);
     Pass { device, stat, whole, outcome, cost }
 }
@@ -213,9 +213,5 @@ fn processor_time() -> Duration {
 /// Whether the device's own statistics move when there is I/O; newer kernels can be told that they
 /// do not.
 fn counts_io(device: Device) -> bool {
-    sys(device, "queue/iostats").is_none_or(|iostats| iostats.trim() == "1")
-}
-
-fn sys(device: Device, name: &str) -> Option<String> {
-    fs::read_to_string(format!("/sys/dev/block/{device}/{name}")).ok()
+    sysfs(device, "queue/iostats").is_none_or(|iostats| iostats.trim() == "1")
 }

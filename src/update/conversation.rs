@@ -1,4 +1,4 @@
-//! The messages of one update, and what they bring back.
+//! The messages of one update, or of a grid, and what they bring back.
 
 use std::io;
 
@@ -17,7 +17,7 @@ use crate::message::{Clockwork, Message, RegionId, parse_created};
 /// Who changes anything has a turn at the device, as long as the conversation lasts. Otherwise what
 /// the update has created and not yet named could be taken for an orphan, and deleted, between its
 /// last listing and its commit.
-pub(super) struct Conversation<D: Dm> {
+pub(crate) struct Conversation<D: Dm> {
     dm: D,
     device: Device,
     has_turn: bool,
@@ -34,7 +34,7 @@ pub(super) struct Conversation<D: Dm> {
 
 impl<D: Dm> Conversation<D> {
     /// One that changes nothing.
-    pub(super) fn new(dm: D, device: Device) -> Conversation<D> {
+    pub(crate) fn new(dm: D, device: Device) -> Conversation<D> {
         Conversation {
             dm,
             device,
@@ -49,7 +49,7 @@ impl<D: Dm> Conversation<D> {
     }
 
     /// One that changes what `turn` allows it to.
-    pub(super) fn in_turn(mut dm: D, device: Device, turn: Turn) -> Result<Self, Error> {
+    pub(crate) fn in_turn(mut dm: D, device: Device, turn: Turn) -> Result<Self, Error> {
         dm.begin_turn(device, turn).map_err(Error::NoTurn)?;
         let mut conversation = Conversation::new(dm, device);
         conversation.has_turn = true;
@@ -99,7 +99,7 @@ impl<D: Dm> Conversation<D> {
         }
     }
 
-    fn send(&mut self, message: &Message<'_>) -> Result<Vec<u8>, Error> {
+    pub(crate) fn send(&mut self, message: &Message<'_>) -> Result<Vec<u8>, Error> {
         if self.replaced {
             return Err(Error::Replaced); // it has no business with us
         }
@@ -144,7 +144,7 @@ impl<D: Dm> Conversation<D> {
     }
 
     /// A region that is gone already is deleted as far as we care.
-    pub(super) fn delete(&mut self, id: RegionId) -> Result<(), Error> {
+    pub(crate) fn delete(&mut self, id: RegionId) -> Result<(), Error> {
         match self.send(&Message::Delete { id }) {
             Err(Error::Message { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),

@@ -54,7 +54,7 @@ use crate::group::{Descriptor, Mark, is_safe_alias};
 use crate::message::{Region, RegionId, is_space, parse_list};
 use crate::plan::Delta;
 
-use conversation::Conversation;
+pub(crate) use conversation::Conversation;
 pub use error::Error;
 pub use orphans::{Orphan, delete_orphans, orphans};
 use ours::{Model, Ours, row};

@@ -203,6 +203,7 @@ impl World {
     }
 
     /// Where the file lies, or what is there instead.
+    #[allow(clippy::result_large_err)] // as `sample` gives it
     pub fn find(&self, target: Target) -> Result<Place, Sight> {
         let place = match target {
             Target::Inode(place) => Some(place),

@@ -1,7 +1,10 @@
 //! The unit in the hands of a real systemd.
 
 use std::fs::{self, File};
-use std::path::Path;
+use std::io::{self, Write as _};
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sys::signal::Signal;
@@ -27,13 +30,7 @@ struct Systemd {
 impl Systemd {
     /// Everything is in its place, as the package puts it.
     fn boot() -> Systemd {
-        for (at, folder) in ["/etc", "/usr/sbin", "/var/lib"].iter().enumerate() {
-            vm::sh(&format!(
-                "mkdir -p /run/new/{at} /run/work/{at}
-                 mount -t overlay -o lowerdir={folder},upperdir=/run/new/{at},workdir=/run/work/{at} \
-                     overlay {folder}"
-            ));
-        }
+        vm::make_writable(&["/etc", "/usr/sbin", "/var/lib"]);
         vm::sh(&format!(
             "ln -sf {PROGRAM} /usr/sbin/dmfilemapd
              mkdir -p /etc/dmfilemapd /run/units/dmfilemapd.service.d
@@ -50,8 +47,8 @@ impl Systemd {
              done
              echo Wants=systemd-journald.service >>multi-user.target"
         ));
-        let words = "--pid --fork --kill-child --mount --propagation unchanged --mount-proc --cgroup \
-                     env -i container=test SYSTEMD_UNIT_PATH=/run/units";
+        let words = "--pid --fork --kill-child --mount --propagation unchanged --mount-proc \
+                     --cgroup env -i container=test SYSTEMD_UNIT_PATH=/run/units";
         let mut command = Command::new("unshare");
         command.args(words.split_whitespace()).arg(SYSTEMD);
         command.args(["--system", "--log-target=kmsg", "--unit=multi-user.target"]);
@@ -148,17 +145,12 @@ fn a_real_systemd_starts_reloads_and_stops_it_and_its_files_are_followed() {
     }
     guest::write_back_soon();
     let disk = Disk::format(0, "ext4", "");
-    fs::create_dir(disk.path("home")).unwrap();
-    let [private, added, handed] =
-        ["home/private", "added", "<handed>"].map(|name| disk.path(name));
-    for file in [&private, &added, &handed] {
-        write_pieces(file, 3);
-    }
-    let home = disk.path("home").display().to_string();
-    vm::sh(&format!("chown -R 1234:1234 {home}; chmod 700 {home}; chmod 600 {home}/private"));
+    let [private, added, handed] = three_files(&disk);
     let systemd = Systemd::boot();
+    fs::create_dir_all(Path::new(TEXTFILE).parent().unwrap()).unwrap();
+    let metrics = format!("metrics_listen = \"{ADDRESS}\"\nmetrics_textfile = \"{TEXTFILE}\"\n");
     let later = "[[file]]\npath = \"/mnt/disk1/*\"\nmode = \"path\"\n";
-    configure(&(entry(&disk, "home/*") + later));
+    configure(&(metrics + &entry(&disk, "home/*") + later));
 
     systemd.done("start");
     status(); // at once
@@ -175,6 +167,7 @@ fn a_real_systemd_starts_reloads_and_stops_it_and_its_files_are_followed() {
     };
     assert_changes_are_followed("changed", 512);
     only_daemon();
+    metrics_are_given_out();
     mounts_come_and_go();
     an_unlinked_file_is_followed_while_it_is_open(&disk);
 
@@ -189,6 +182,24 @@ fn a_real_systemd_starts_reloads_and_stops_it_and_its_files_are_followed() {
         assert_eq!((alias, &members[..had.len()]), (was, &had[..]), "none was made anew");
     }
 
+    it_reloads(&systemd, &disk);
+    assert!(Path::new("/var/lib/dmfilemapd").is_dir());
+}
+
+/// One that only its owner may even see, one to be added, and one to be handed over.
+fn three_files(disk: &Disk) -> [PathBuf; 3] {
+    fs::create_dir(disk.path("home")).unwrap();
+    let files = ["home/private", "added", "<handed>"].map(|name| disk.path(name));
+    for file in &files {
+        write_pieces(file, 3);
+    }
+    let home = disk.path("home").display().to_string();
+    vm::sh(&format!("chown -R 1234:1234 {home}; chmod 700 {home}; chmod 600 {home}/private"));
+    files
+}
+
+/// What is wrong with a new configuration is told, and the service goes on; a good one holds.
+fn it_reloads(systemd: &Systemd, disk: &Disk) {
     configure("nonsense");
     assert_eq!(systemd.ctl("reload dmfilemapd").status, Some(1));
     wait_until("the journal has the errors", || {
@@ -198,8 +209,7 @@ fn a_real_systemd_starts_reloads_and_stops_it_and_its_files_are_followed() {
     systemd.wait_for(&["ActiveState=active", "SubState=running"]);
     configure("");
     systemd.done("reload");
-    wait_for_aliases(&disk, &["added", "handed"]);
-    assert!(Path::new("/var/lib/dmfilemapd").is_dir());
+    wait_for_aliases(disk, &["added", "handed"]);
 }
 
 /// The groups without what says which process has them.
@@ -220,6 +230,24 @@ fn held(pid: u32) -> String {
         names.iter().filter(|(bit, _)| bits >> bit & 1 == 1).map(|(_, name)| *name).collect();
     assert_eq!(bits.count_ones() as usize, held.len(), "{bits:x}");
     held.join(" ")
+}
+
+const ADDRESS: &str = "127.0.0.1:9756";
+const TEXTFILE: &str = "/var/lib/prometheus/node-exporter/dmfilemapd.prom";
+
+/// Over HTTP, and in a file that everybody may read.
+fn metrics_are_given_out() {
+    const SAMPLE: &str = "dmfilemap_file_regions{file=\"private\"";
+    vm::sh("busybox ip link set lo up");
+    let mut stream = TcpStream::connect(ADDRESS).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let answer = io::read_to_string(stream).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains(SAMPLE), "{answer}");
+    wait_until("the file is written", || {
+        let text = fs::read_to_string(TEXTFILE).map_err(|error| format!("{error}\n{}", said()))?;
+        if text.contains(SAMPLE) { Ok(()) } else { Err(text) }
+    });
+    assert_eq!(fs::metadata(TEXTFILE).unwrap().permissions().mode() & 0o777, 0o644);
 }
 
 /// What is mounted while the service runs is seen, and what it follows there can be unmounted.
