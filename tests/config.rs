@@ -113,6 +113,8 @@ program_id = "mine"
 precise = true
 histogram = ["1ms", "2ms"]
 max_files = 5
+regions = "off"
+grid_memory = "3MiB"
 socket = ""
 state_dir = "/x"
 remove_on_exit = true
@@ -134,6 +136,8 @@ metrics_interval = "4s"
         precise: true,
         histogram: dmfilemapd::values::bounds("1ms,2ms").unwrap(),
         max_files: 5,
+        regions: false,
+        grid_memory: 3 << 20,
         socket: None,
         state_dir: Some("/x".into()),
         remove_on_exit: true,

@@ -73,7 +73,7 @@ impl Bench {
     }
 
     fn read(&mut self, minor: u32, reset: bool) {
-        self.read_at(minor, Reading { reset, cost: Duration::ZERO });
+        self.read_at(minor, Reading { reset, cost: Duration::ZERO, more: false });
     }
 
     fn read_at(&mut self, minor: u32, reading: Reading) {
@@ -108,7 +108,7 @@ fn a_reading_that_costs_much_is_made_more_seldom() {
         assert_eq!(bench.wait(bench.now + 100 * SECOND), Some(device(0)));
         bench.now += 3600 * SECOND; // the processor had other things to do
         let back = bench.now;
-        bench.read_at(0, Reading { reset: false, cost });
+        bench.read_at(0, Reading { reset: false, cost, more: false });
         assert_eq!(bench.wait(back + ((pause - 1) * SECOND + ALMOST)), None);
         assert_eq!(bench.wait(back + pause * SECOND), Some(device(0)));
         bench.read(0, false);
@@ -213,7 +213,7 @@ fn who_asks_all_the_time_leaves_the_processor_its_rest() {
     bench.now = at(1);
     assert_eq!(ask(&mut bench), [device(0)]);
     bench.reads.clear();
-    bench.read_at(0, Reading { reset: false, cost: SECOND / 2 });
+    bench.read_at(0, Reading { reset: false, cost: SECOND / 2, more: false });
     // It took half a second: it is read half a second in two, no more.
     bench.now = at(2);
     assert_eq!(ask(&mut bench), [device(0)]);

@@ -365,6 +365,7 @@ mod tests {
             stuck_seconds: 7.5,
             read_unix_seconds: Some(1_700_000_000.25),
             read_error: None,
+            grid: None,
             io_now: 1,
             counters: Some(Counters { written_bytes: 512, ..Counters::default() }),
         }
