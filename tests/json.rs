@@ -49,7 +49,8 @@ fn fields(value: &Value) -> BTreeSet<String> {
                     let dot = if path.is_empty() { "" } else { "." };
                     let path = format!("{path}{dot}{name}");
                     walk(value, &path, found);
-                    if !path.starts_with("devices[].counters.") {
+                    let of_devices = ["devices[].counters.", "devices[].grid.others."];
+                    if !of_devices.iter().any(|counters| path.starts_with(counters)) {
                         found.insert(path);
                     }
                 }

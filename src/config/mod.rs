@@ -66,7 +66,7 @@ pub struct Settings {
     pub max_files: usize,
     /// Whether files get groups of regions.
     pub regions: bool,
-    /// Kernel memory that the grid of a device may take, in bytes; none, for no grids. 0.
+    /// Kernel memory that the grid of a device may take, in bytes; none, for no grids. 4 MiB.
     pub grid_memory: u64,
     /// Where the control socket is, if there is to be one. `/run/dmfilemapd/control.sock`.
     pub socket: Option<PathBuf>,
@@ -98,7 +98,7 @@ impl Default for Settings {
             histogram: Bounds::default(),
             max_files: 100_000,
             regions: true,
-            grid_memory: 0,
+            grid_memory: 4 << 20,
             socket: Some(PathBuf::from("/run/dmfilemapd/control.sock")),
             state_dir: Some(PathBuf::from("/var/lib/dmfilemapd")),
             remove_on_exit: false,

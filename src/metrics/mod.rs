@@ -93,6 +93,12 @@ const DEVICE_COLUMNS: [Column<DeviceTotals>; 6] = [
     ("up", Kind::Gauge, "Whether the device answers.", |d| {
         Some(u8::from(d.state == DeviceState::Ok).to_string())
     }),
+    ("grid_areas", Kind::Gauge, "Areas of the device's grid.", |d| {
+        Some(d.grid.as_ref()?.areas.to_string())
+    }),
+    ("grid_memory_bytes", Kind::Gauge, "Kernel memory of the device's grid.", |d| {
+        Some(d.grid.as_ref()?.kernel_bytes.to_string())
+    }),
     ("read_timestamp_seconds", Kind::Gauge, "When its files' counters were read.", |d| {
         Some(d.read_unix_seconds?.to_string())
     }),
