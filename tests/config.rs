@@ -427,8 +427,9 @@ fn check_shows_what_holds_and_who_says_it() {
 fn every_option_is_a_key_and_stands_over_the_rest() {
     let folder = folder(&[("config.toml", "max_files = 9\nremove_on_exit = true")]);
     let args = "--interval=1s --max-interval=2s --fixed --full-look=3s --rescan-interval=4s \
-                --read-interval=5s --regions=off --grid-memory=1MiB --state-dir=/x --mode=path --alias={ino} --program-id=x \
+                --read-interval=5s --state-dir=/x --mode=path --alias={ino} --program-id=x \
                 --precise --histogram=1ms --max-files=5 --socket= --remove-on-exit=false \
+                --regions=off --grid-memory=1MiB \
                 --metrics-listen=[::1]:9 --metrics-textfile=/x.prom --metrics-interval=6s";
     let output = check(folder.path(), &args.split_whitespace().collect::<Vec<_>>());
     let shown = text_of(&output.stdout);

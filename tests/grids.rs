@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used)] // all of this is a test
 
 #[path = "support/daemon.rs"]
-#[allow(dead_code)] // a part of it is used here
 mod daemon;
 #[path = "support/dialects.rs"]
 mod dialects;
@@ -28,11 +27,12 @@ const MIB: u64 = 1024 * KIB;
 fn serve(disk: &Disk, options: &str) -> Daemon {
     let pattern = disk.path("*");
     fs::create_dir_all("/tmp/etc").unwrap();
-    let entries = format!("grid_memory = \"4MiB\"\n[[file]]\npath = \"{}\"\n", pattern.display());
+    let entries = format!("[[file]]\npath = \"{}\"\n", pattern.display());
     fs::write("/tmp/etc/config.toml", entries).unwrap();
     let mut command = command(PROGRAM);
     command.args(["run", "--config-dir", "/tmp/etc", "--rescan-interval", "100ms"]);
     command.args(["--state-dir", "/tmp/state", "--read-interval", "1h"]);
+    command.env_remove("DMFILEMAPD_GRID_MEMORY");
     let service = Daemon::start(command.args(options.split_whitespace()));
     service.wait_for("following the files of ");
     service
@@ -69,7 +69,8 @@ fn wait_until_on_grid(file: &Path) {
 /// Appends so many pieces past the page cache; gives their bytes.
 fn append(file: &Path, piece: u64, count: u64) -> u64 {
     vm::sh(&format!(
-        "dd if=/dev/zero of={} bs={piece} count={count} oflag=direct,append conv=notrunc status=none",
+        "dd if=/dev/zero of={} bs={piece} count={count} oflag=direct,append conv=notrunc \
+         status=none",
         file.display()
     ));
     piece * count
@@ -211,9 +212,21 @@ fn totals_of_a_grid_go_on_whatever_happens_to_it() {
     signal(service.pid(), Signal::SIGKILL);
     service.wait_for_end();
     wrote += append(&file, MIB, 1);
-    let service = serve(&disk, "");
+    let mut service = serve(&disk, "");
     wait_until_on_grid(&file);
     is(wrote, "killed");
+
+    // Without what was written down, it goes on from what the regions have, at least.
+    signal(service.pid(), Signal::SIGTERM);
+    service.wait_for_end();
+    fs::remove_dir_all("/tmp/state").unwrap();
+    let counted =
+        vm::sh(&format!("dmstats print {} | awk '{{ sum += $8 }} END {{ print sum }}'", disk.name));
+    let service = serve(&disk, "");
+    wait_until_on_grid(&file);
+    assert!(written(&file) >= 512 * counted.trim().parse::<u64>().unwrap(), "{counted}");
+    wrote = written(&file) + append(&file, MIB, 1);
+    is(wrote, "and begun anew");
 
     // Deleted by somebody, regions count until there is another one.
     vm::sh(&format!("dmstats delete --allprograms --allregions {}", disk.name));

@@ -38,6 +38,7 @@ pub const FOLDER: &str = "/etc/dmfilemapd";
 
 /// All settings, for the whole service and for files of which no entry says otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools)] // each is a setting of its own
 pub struct Settings {
     /// Between two looks at a file that changes. 500 ms.
     pub interval: Duration,

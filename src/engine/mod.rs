@@ -70,7 +70,8 @@ pub struct Settings {
     /// Between two readings of what a device's groups have counted, if anybody wants to know;
     /// longer where a reading takes more than a fiftieth of that in processor time.
     pub read: Option<Duration>,
-    /// Whether devices are read on which no file has a group: something else counts there, too.
+    /// Whether devices are read on which no file has a group, and as soon as a file is followed
+    /// there: something else counts there, too.
     pub read_all: bool,
     /// How long there may be no file at a path before it is let go.
     pub absence: Duration,
@@ -218,7 +219,9 @@ impl Engine {
     fn lane(&mut self, now: Time, device: Device) -> u32 {
         let lanes = &mut self.lanes;
         *self.lane_of.entry(device).or_insert_with(|| {
-            let read = self.settings.read.map(|read| now + read);
+            // What counts whole devices begins to do so at once.
+            let wait = |read| if self.settings.read_all { Duration::ZERO } else { read };
+            let read = self.settings.read.map(|read| now + wait(read));
             lanes.push(Lane::new(device, now + self.settings.sweep, read));
             u32::try_from(lanes.len() - 1).expect("memory for 2^32 devices")
         })

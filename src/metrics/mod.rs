@@ -80,7 +80,7 @@ const FILE_COLUMNS: [Column<FileTotals>; 10] = [
     }),
 ];
 
-const DEVICE_COLUMNS: [Column<DeviceTotals>; 6] = [
+const DEVICE_COLUMNS: [Column<DeviceTotals>; 8] = [
     ("io_now", Kind::Gauge, "I/O under way.", |d| Some(d.io_now.to_string())),
     ("files", Kind::Gauge, "Files whose I/O is counted.", |d| Some(d.files.to_string())),
     ("regions", Kind::Gauge, "Regions, whoever made them.", |d| Some(d.regions.to_string())),

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crossbeam_channel::Sender;
 use log::{debug, info, warn};
 
+use super::grids::Grids;
 use super::jobs::{Did, News, Pass};
 use super::scan::{By, Errand, Finding};
 use super::service::Claimed;
@@ -408,7 +409,7 @@ impl Run {
             return;
         }
         // Accounts and grids are of the same moment between two rounds only.
-        match self.grids.as_ref().is_some_and(|grids| grids.is_any_out()) {
+        match self.grids.as_ref().is_some_and(Grids::is_any_out) {
             true => books.save_due = Some(now + ROUND),
             false => self.save(),
         }

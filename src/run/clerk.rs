@@ -1,9 +1,9 @@
 //! Who reads the grid of a device, and finds out whose the counts are.
 //!
 //! A clerk owns all that belongs to one device: the grid, the maps of the followed files, and a way
-//! to the device-mapper of its own, by which it keeps hold of the grid. With each round it goes from
-//! main to a thread and back. It may stall there for as long as a file is locked by a writer, which
-//! is why it is none of the threads that update groups.
+//! to the device-mapper of its own, by which it keeps hold of the grid. Each round takes it from
+//! main to a thread and back. That may stall for as long as a file is locked by a writer, which is
+//! why it is none of the threads that update groups.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -65,8 +65,8 @@ pub(super) struct By {
 pub(super) struct Round {
     /// What each file got.
     pub(super) shares: Vec<(FileId, Holder, Share)>,
-    /// Files of which it changed, or was not known, whether the grid has all their sectors.
-    pub(super) covered: Vec<(FileId, Holder, bool)>,
+    /// Files of which the grid has not all sectors: regions have to count them.
+    pub(super) uncovered: Vec<FileId>,
     /// What was nobody's whom we follow.
     pub(super) others: Counters,
     /// Regions created.
@@ -118,7 +118,6 @@ struct Member {
     /// When the stamp was another one, and when the map was read.
     changed: Instant,
     mapped: Instant,
-    covered: Option<bool>,
 }
 
 impl Clerk {
@@ -161,7 +160,7 @@ impl Clerk {
 
     /// Reads the grid, and gives away what it has counted since the last round. The first round
     /// finds the grid, or makes one.
-    pub(super) fn round(&mut self, files: Vec<Enlisted>) -> Result<Round, Error> {
+    pub(super) fn round(&mut self, files: Vec<Enlisted>, may_change: bool) -> Result<Round, Error> {
         let newborn = self.enlist(files);
         let mut round = Round::default();
         if self.grid.is_none() {
@@ -172,7 +171,10 @@ impl Clerk {
             self.plan();
         }
         let began = SystemTime::now();
-        let mut counted = vec![self.change(&mut round)];
+        let mut counted = Vec::new();
+        if may_change {
+            counted.push(self.change(&mut round));
+        }
         let Some(grid) = &mut self.grid else { return Ok(round) };
         match grid.read(&mut *self.dm) {
             Ok(areas) => counted.push(areas),
@@ -191,7 +193,7 @@ impl Clerk {
         round.others = shares.others;
         round.shares = self.name(shares);
         self.leaving.clear();
-        round.covered = self.cover();
+        round.uncovered = self.uncovered();
         self.plan();
         self.rounds += 1;
         Ok(round)
@@ -233,7 +235,9 @@ impl Clerk {
                 self.members.insert(file, member);
                 continue;
             }
-            known.into_iter().for_each(|member| self.part_with(file, member));
+            if let Some(other) = known {
+                self.part_with(file, other);
+            }
             let Some(by) = by else { continue };
             let mut member = self.member(holder, path, by);
             if self.is_newborn(&member.reach.path) {
@@ -243,7 +247,9 @@ impl Clerk {
             }
             self.members.insert(file, member);
         }
-        before.into_iter().for_each(|(file, member)| self.part_with(file, member));
+        for (file, member) in before {
+            self.part_with(file, member);
+        }
         newborn
     }
 
@@ -253,8 +259,7 @@ impl Clerk {
         self.numbers = self.numbers.wrapping_add(1);
         self.moved = true;
         let (number, now) = (self.numbers, Instant::now());
-        let (stamp, covered) = (None, None);
-        Member { number, holder, reach, descriptor, stamp, changed: now, mapped: now, covered }
+        Member { number, holder, reach, descriptor, stamp: None, changed: now, mapped: now }
     }
 
     fn part_with(&mut self, file: FileId, member: Member) {
@@ -363,20 +368,15 @@ impl Clerk {
         shares.files.into_iter().filter_map(named).collect()
     }
 
-    /// The files of which it is news whether the grid has all their sectors.
-    fn cover(&mut self) -> Vec<(FileId, Holder, bool)> {
-        let Some(grid) = &self.grid else { return Vec::new() };
-        let taken: Extents = grid.patches().iter().map(|patch| patch.extent).collect();
+    fn uncovered(&self) -> Vec<FileId> {
+        let patches = self.grid.as_ref().map(Grid::patches).unwrap_or_default();
+        let taken: Extents = patches.iter().map(|patch| patch.extent).collect();
         let maps: BTreeMap<u32, &Extents> = self.owners.maps().collect();
-        let mut news = Vec::new();
-        for (file, member) in &mut self.members {
-            let all = maps.get(&member.number).is_none_or(|map| map.without(&taken).is_empty());
-            let covered = Some(all && !taken.is_empty());
-            if std::mem::replace(&mut member.covered, covered) != covered {
-                news.push((*file, member.holder.clone(), all && !taken.is_empty()));
-            }
-        }
-        news
+        let covered = |member: &Member| {
+            let map = maps.get(&member.number);
+            !taken.is_empty() && map.is_some_and(|map| map.without(&taken).is_empty())
+        };
+        self.members.iter().filter(|(_, of)| !covered(of)).map(|(file, _)| *file).collect()
     }
 }
 

@@ -1,6 +1,6 @@
 //! The grids of the devices, as main sees them: who counts, and which accounts are on the grid.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -12,9 +12,9 @@ use log::{info, warn};
 use super::books::{PATIENCE, SAVE, unix_time};
 use super::clerk::{By, Clerk, Enlisted, Manner, Round};
 use super::crew::Crew;
-use super::{Answer, File, Run};
+use super::{Answer, File, Outcome, Run};
 use crate::dm::{Device, Dm};
-use crate::engine::{Event, FileId, Time};
+use crate::engine::{Event, FileId, State, Time};
 use crate::grid::plan::Limits;
 use crate::grid::saved::SavedGrid;
 use crate::ledger::Holder;
@@ -37,7 +37,8 @@ const FINEST: u64 = 32;
 
 /// For a thread of the grids.
 pub(super) enum Job {
-    Round(Box<Clerk>, Vec<Enlisted>),
+    /// For these files. Whether the grid may be changed for them, says the flag.
+    Round(Box<Clerk>, Vec<Enlisted>, bool),
     /// No file is followed on its device any more.
     Retire(Box<Clerk>, Sender<()>),
 }
@@ -96,8 +97,8 @@ impl Grids {
         let crew = Crew::new("grid", move || {
             let inbox = inbox.clone();
             Ok(move |job| match job {
-                Job::Round(mut clerk, files) => {
-                    let outcome = clerk.round(files);
+                Job::Round(mut clerk, files, may_change) => {
+                    let outcome = clerk.round(files, may_change);
                     inbox.send(Answer::Counted(Counted { clerk, outcome })).ok(); // the end is near
                 }
                 Job::Retire(clerk, done) => {
@@ -121,8 +122,8 @@ impl Grids {
 
     /// Where they stand; nothing of those that are in a round.
     pub(super) fn stands(&self, name: impl Fn(Device) -> Arc<str>) -> Vec<SavedGrid> {
-        let clerks = self.slots.values().filter_map(|slot| slot.clerk.as_ref());
-        let saved = |clerk: &Box<Clerk>| {
+        let clerks = self.slots.values().filter_map(|slot| slot.clerk.as_deref());
+        let saved = |clerk: &Clerk| {
             let stands = clerk.grid()?.stands();
             Some(SavedGrid::new(&name(clerk.device()), &stands))
         };
@@ -141,9 +142,12 @@ impl Run {
             return;
         }
         let enlisted = self.enlist(device);
-        let now = self.now();
+        let (now, ends) = (self.now(), self.outcome == Outcome::Stopped);
         let Some(grids) = &mut self.grids else { return };
         let slot = grids.slots.entry(device).or_default();
+        if ends && slot.clerk.is_none() {
+            return; // it would make a grid, for nothing
+        }
         if slot.given_up || enlisted.is_empty() || enlisted.len() > FILES_MAX {
             grids.goodbyes.extend(slot.retire(&grids.crew));
             return self.leave_grid(device);
@@ -169,7 +173,7 @@ impl Run {
         slot.out = Some(now);
         let resumes = slot.resumes;
         let holders = enlisted.iter().map(|one| (one.file, one.holder.clone())).collect();
-        super::give(&grids.crew, Job::Round(clerk, enlisted));
+        super::give(&grids.crew, Job::Round(clerk, enlisted, !ends));
         self.join(holders, resumes);
     }
 
@@ -188,22 +192,28 @@ impl Run {
         self.followed().filter(on_device).filter_map(enlisted).collect()
     }
 
-    /// Has accounts come to the grid. One of which nothing was counted comes at once: what its file
-    /// has written so far is no region's.
+    /// Has accounts come to the grid. One of which nothing was counted, by regions or before, comes
+    /// at once: what its file has written so far is no region's.
     fn join(&mut self, holders: Vec<(FileId, Holder)>, resumes: bool) {
-        let now = unix_time().as_secs();
-        let Some(books) = &mut self.books else { return };
+        let (now, unix) = (self.now(), unix_time().as_secs());
         for (file, holder) in holders {
-            let on_grid = &mut self.files[file.index()].on_grid;
-            if *on_grid != OnGrid::No {
+            if self.files[file.index()].on_grid != OnGrid::No {
                 continue;
             }
+            let status = self.engine.file_status(now, file);
+            if status.is_none_or(|status| status.state == State::New) {
+                continue; // it may have a group that has counted
+            }
+            let has_counted = status.is_some_and(|status| status.group.is_some())
+                && !self.files[file.index()].made;
+            let Some(books) = &mut self.books else { return };
             let at_once = match books.ledger.account(&holder) {
-                None => true,
-                Some(account) => account.counters.is_zero() || account.on_grid && resumes,
+                None => !has_counted,
+                Some(account) if account.on_grid => resumes,
+                Some(account) => account.counters.is_zero() && !has_counted,
             };
-            *on_grid = if at_once { OnGrid::Yes } else { OnGrid::Soon };
-            books.ledger.set_on_grid(&holder, at_once, now);
+            self.files[file.index()].on_grid = if at_once { OnGrid::Yes } else { OnGrid::Soon };
+            books.ledger.set_on_grid(&holder, at_once, unix);
         }
     }
 
@@ -220,7 +230,7 @@ impl Run {
             slot.clerk = Some(clerk);
         }
         match outcome {
-            Ok(round) => self.share(round),
+            Ok(round) => self.share(device, &round),
             Err(_) => self.leave_grid(device),
         }
         if failed {
@@ -236,7 +246,7 @@ impl Run {
         self.retire_grids();
     }
 
-    fn share(&mut self, round: Round) {
+    fn share(&mut self, device: Device, round: &Round) {
         let (due, now) = (self.now() + SAVE, unix_time().as_secs());
         let Some(books) = &mut self.books else { return };
         for (file, holder, share) in &round.shares {
@@ -250,11 +260,16 @@ impl Run {
                 books.ledger.share(holder, share, now);
             }
         }
-        for (file, holder, covered) in round.covered {
+        let uncovered: HashSet<FileId> = round.uncovered.iter().copied().collect();
+        for file in (0..).map(FileId).take(self.files.len()) {
             let followed = &mut self.files[file.index()];
-            if followed.holder.as_ref() == Some(&holder) {
-                followed.on_grid = if covered { OnGrid::Yes } else { OnGrid::No };
-                books.ledger.set_on_grid(&holder, covered, now);
+            if followed.on_grid == OnGrid::No || self.engine.device(file) != Some(device) {
+                continue;
+            }
+            let covered = !uncovered.contains(&file);
+            followed.on_grid = if covered { OnGrid::Yes } else { OnGrid::No };
+            if let Some(holder) = &followed.holder {
+                books.ledger.set_on_grid(holder, covered, now);
             }
         }
         books.save_by(due);
