@@ -200,18 +200,17 @@ impl Run {
             if self.files[file.index()].on_grid != OnGrid::No {
                 continue;
             }
+            let Some(books) = &mut self.books else { return };
+            let account = books.ledger.account(&holder);
+            let goes_on = resumes && account.is_some_and(|account| account.on_grid);
             let status = self.engine.file_status(now, file);
-            if status.is_none_or(|status| status.state == State::New) {
+            if !goes_on && status.is_none_or(|status| status.state == State::New) {
                 continue; // it may have a group that has counted
             }
-            let has_counted = status.is_some_and(|status| status.group.is_some())
-                && !self.files[file.index()].made;
-            let Some(books) = &mut self.books else { return };
-            let at_once = match books.ledger.account(&holder) {
-                None => !has_counted,
-                Some(account) if account.on_grid => resumes,
-                Some(account) => account.counters.is_zero() && !has_counted,
-            };
+            let is_new = self.files[file.index()].made
+                || status.is_some_and(|status| status.group.is_none());
+            let has_nothing = account.is_none_or(|account| account.counters.is_zero());
+            let at_once = goes_on || is_new && has_nothing;
             self.files[file.index()].on_grid = if at_once { OnGrid::Yes } else { OnGrid::Soon };
             books.ledger.set_on_grid(&holder, at_once, unix);
         }
