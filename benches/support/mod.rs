@@ -1,0 +1,7 @@
+//! What the benches share.
+
+#![allow(dead_code)] // each of them uses its share
+
+pub mod arguments;
+pub mod counts;
+pub mod table;
