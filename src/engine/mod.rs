@@ -8,10 +8,10 @@
 //! # Pace
 //!
 //! Each file has a deadline of its own. The first look is due at once, the second at a moment of
-//! the interval that differs from file to file, so that ten thousand files do not wake together;
-//! then one follows an interval after the other, or after the end of a look that took longer. A
-//! file that was quiet for some dozens of looks is looked at ever more seldom, down to its longest
-//! interval, and as often as at first again as soon as something happens.
+//! the interval that differs between some dozens of files and the next, so that ten thousand files
+//! do not wake together; then one follows an interval after the other, or after the end of a look
+//! that took longer. A file that was quiet for some dozens of looks is looked at ever more seldom,
+//! down to its longest interval, and as often as at first again as soon as something happens.
 //!
 //! # Lanes
 //!
@@ -392,7 +392,11 @@ impl Engine {
     }
 }
 
-/// A number from 0 to 1 that differs from file to file: steps of the golden ratio.
+/// Files that were followed one after the other and are looked at one after the other: what is
+/// known of them, here and in the kernel, lies side by side, and is fetched at a stroke.
+const NEIGHBOURS: u32 = 32;
+
+/// A number from 0 to 1 that differs between neighbourhoods of files: steps of the golden ratio.
 fn phase(file: FileId) -> f64 {
-    (f64::from(file.0) * 0.618_033_988_749_895).fract()
+    (f64::from(file.0 / NEIGHBOURS) * 0.618_033_988_749_895).fract()
 }
