@@ -256,7 +256,7 @@ fn once<T>(what: impl Fn() -> T) -> f64 {
 
 fn nested(have: &[Have], want: &Extents) -> Delta {
     let want = want.as_slice();
-    let is_wanted = |region: &&Have| want.iter().any(|extent| *extent == region.extent);
+    let is_wanted = |region: &&Have| want.contains(&region.extent);
     let is_there = |extent: &&Extent| have.iter().any(|region| region.extent == **extent);
     Delta {
         keep: have.iter().filter(is_wanted).map(|region| (region.id, region.extent)).collect(),

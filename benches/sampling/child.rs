@@ -126,7 +126,7 @@ fn sweep(mode: Mode, looks: Looks, files: &Files) -> Result<(), Box<dyn Error>> 
 /// over that while, and that of a loop which does nothing but fstat and sleep.
 fn run_for(time: Duration, files: &Files) -> Result<(), Box<dyn Error>> {
     let floor = poll(&files.open()?, time);
-    let entries = files.paths.iter().map(|path| entry(path)).collect::<Result<_, _>>()?;
+    let entries = files.paths.iter().map(entry).collect::<Result<_, _>>()?;
     let settings =
         Settings { settle: Duration::ZERO, full_look: HOURS, sweep: HOURS, ..Settings::default() };
     let watch = move || {

@@ -212,5 +212,7 @@ fn stat_and_map(open: &[File], pages: &mut Pages) {
 
 fn touch(files: &[File]) {
     let now = SystemTime::now();
-    files.iter().for_each(|file| file.set_modified(now).expect("the files are ours"));
+    for file in files {
+        file.set_modified(now).expect("the files are ours");
+    }
 }

@@ -59,7 +59,7 @@ pub fn by_extents(folder: &Path, sizes: &[usize]) -> io::Result<Table> {
                     (0..repeats).for_each(|_| {
                         floor::stat_file(&file);
                         assert!(walk(&file, &mut bare) > 0);
-                    })
+                    });
                 }),
                 Side::new(|| {
                     for _ in 0..repeats {
@@ -98,7 +98,9 @@ pub fn by_room(folder: &Path, extents: usize) -> io::Result<Table> {
         timed::<32768>(&file),
     ];
     for _ in 0..WALKS {
-        rooms.iter_mut().for_each(|room| room.walks.push((room.walk)()));
+        for room in &mut rooms {
+            room.walks.push((room.walk)());
+        }
     }
     let took =
         |room: &Room<'_>| median(room.walks.iter().map(|calls| calls.iter().sum()).collect());
