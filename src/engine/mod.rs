@@ -9,9 +9,10 @@
 //!
 //! Each file has a deadline of its own. The first look is due at once, the second at a moment of
 //! the interval that differs between some hundreds of files and the next, so that ten thousand
-//! files do not wake together; then one follows an interval after the other, or after the end of a look
-//! that took longer. A file that was quiet for some dozens of looks is looked at ever more seldom,
-//! down to its longest interval, and as often as at first again as soon as something happens.
+//! files do not wake together; then one follows an interval after the other, or after the end of a
+//! look that took longer. A file that was quiet for some dozens of looks is looked at ever more
+//! seldom, down to its longest interval, and as often as at first again as soon as something
+//! happens.
 //!
 //! # Lanes
 //!
