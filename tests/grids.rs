@@ -177,6 +177,13 @@ fn without_regions_the_grid_counts_alone() {
     assert_eq!(of(&totals(), &file).state, "following");
 }
 
+/// Within two percent, and one below.
+fn assert_counted(file: &Path, wrote: u64, what: &str) {
+    let counted = written(file);
+    let right = counted >= wrote / 100 * 99 && counted <= wrote / 50 * 51;
+    assert!(right, "{what}: {counted} of {wrote}");
+}
+
 /// Totals of a file that is on the grid go on over a kill, and over a grid that somebody deletes.
 #[test]
 fn totals_of_a_grid_go_on_whatever_happens_to_it() {
@@ -189,33 +196,37 @@ fn totals_of_a_grid_go_on_whatever_happens_to_it() {
     let mut service = serve(&disk, "");
     wait_until_on_grid(&file);
     let mut wrote = written(&file) + append(&file, MIB, 2);
-    let is = |wrote: u64, what: &str| {
-        let counted = written(&file);
-        assert!(
-            counted >= wrote / 100 * 99 && counted <= wrote / 50 * 51,
-            "{what}: {counted} {wrote}"
-        );
-    };
-    is(wrote, "at first");
+    assert_counted(&file, wrote, "at first");
     // Stopped, it writes down where the grid stands; what comes meanwhile is read by the next one.
     signal(service.pid(), Signal::SIGTERM);
     service.wait_for_end();
     wrote += append(&file, MIB, 1);
     let mut service = serve(&disk, "");
     wait_until_on_grid(&file);
-    is(wrote, "stopped");
+    assert_counted(&file, wrote, "stopped");
     wrote += append(&file, MIB, 1);
-    is(wrote, "and started again");
+    assert_counted(&file, wrote, "and started again");
     assert_eq!(device().grid.unwrap().creates, 0, "{}", service.said());
 
     // Killed, it goes back to what was written down last, and so does the grid.
     signal(service.pid(), Signal::SIGKILL);
     service.wait_for_end();
     wrote += append(&file, MIB, 1);
+    let _service = serve(&disk, "");
+    wait_until_on_grid(&file);
+    assert_counted(&file, wrote, "killed");
+}
+
+#[test]
+fn totals_of_a_grid_go_on_when_the_state_or_the_grid_is_lost() {
+    if !vm::inside("totals_of_a_grid_go_on_when_the_state_or_the_grid_is_lost") {
+        return;
+    }
+    let disk = Disk::format(0, "ext4", "");
+    let file = disk.path("data");
+    write(&file, 0, 64);
     let mut service = serve(&disk, "");
     wait_until_on_grid(&file);
-    is(wrote, "killed");
-
     // Without what was written down, it goes on from what the regions have, at least.
     let name = file.display();
     vm::sh(&format!(
@@ -233,8 +244,8 @@ fn totals_of_a_grid_go_on_whatever_happens_to_it() {
     let service = serve(&disk, "");
     wait_until_on_grid(&file);
     assert!(written(&file) >= counted && counted > 0, "{counted}");
-    wrote = written(&file) + append(&file, MIB, 1);
-    is(wrote, "and begun anew");
+    let wrote = written(&file) + append(&file, MIB, 1);
+    assert_counted(&file, wrote, "and begun anew");
 
     // Deleted by somebody, regions count until there is another one.
     vm::sh(&format!("dmstats delete --allprograms --allregions {}", disk.name));

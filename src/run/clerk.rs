@@ -384,7 +384,7 @@ impl Member {
     /// The file's extents and what of them is blank; nothing if they cannot be had.
     fn look(&mut self, pages: &mut Pages) -> Option<(Extents, Extents)> {
         self.mapped = Instant::now();
-        let mut sight = sample::look(&mut self.reach, false, pages);
+        let mut sight = sample::look(&mut self.reach, self.stamp, false, pages);
         if matches!(sight, Sight::Absent { .. }) && self.reach.mode == Mode::Inode {
             sight = self.look_by_descriptor(pages).unwrap_or(sight);
         }
@@ -409,6 +409,6 @@ impl Member {
         let path = format!("/proc/self/fd/{}", self.descriptor?);
         let Reach { mode, identity, .. } = self.reach;
         let mut reach = Reach { mode, path: Path::new(&path).into(), identity, open: None };
-        Some(sample::look(&mut reach, false, pages))
+        Some(sample::look(&mut reach, None, false, pages))
     }
 }
