@@ -241,7 +241,8 @@ fn what_is_to_come_of_a_reading_holds_up_the_next_and_nothing_else() {
     let batch = dmfilemapd::engine::Batch { device: device_0, maps, looks: vec![look] };
     bench.happens(Event::Looked(batch));
     assert_eq!((bench.updates, bench.reads.len()), (1, 0));
-    bench.happens(Event::Settled(device(0)));
+    let whole = Reading { reset: false, cost: Duration::ZERO, more: false };
+    bench.happens(Event::Settled(device(0), whole));
     assert!(!bench.engine.is_settling(device(0)));
 }
 

@@ -57,8 +57,8 @@ pub enum Event {
     Swept(Device, Result<Vec<(FileId, Standing)>, update::Error>),
     /// A reading of what a device's groups have counted came back.
     Read(Device, Reading),
-    /// What was still to come of a reading is here.
-    Settled(Device),
+    /// What was still to come of a reading is here, and this is what all of it was like.
+    Settled(Device, Reading),
     /// What a device's write counter says, if there is one: requests and flushes.
     Gauged(Device, Option<u64>),
     /// Nobody wants the file to be followed any more. Its group is deleted if the flag says so.

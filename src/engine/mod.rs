@@ -294,7 +294,7 @@ impl Engine {
             }
             Event::Swept(device, outcome) => self.swept(now, device, outcome, actions),
             Event::Read(device, reading) => self.read(now, device, reading),
-            Event::Settled(device) => self.settled(device),
+            Event::Settled(device, reading) => self.settled(now, device, reading),
             Event::Gauged(device, writes) => self.gauged(now, device, writes),
             Event::Forget(file, remove) => self.forget(now, file, remove, actions),
             Event::Stop => self.stopped = true,

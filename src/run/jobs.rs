@@ -229,7 +229,7 @@ fn read(
 }
 
 /// What this thread has used so far; nothing if nobody knows.
-fn processor_time() -> Duration {
+pub(super) fn processor_time() -> Duration {
     let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID);
     time.map_or(Duration::ZERO, Duration::from)
 }

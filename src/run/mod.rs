@@ -5,6 +5,7 @@
 //! into main's inbox. Any of them may stall in the kernel for as long as a device or a writer
 //! likes; main never does, and never waits for them: when it is done the process ends.
 
+mod accounts;
 mod added;
 mod books;
 mod clerk;
@@ -33,7 +34,7 @@ use log::{Level, log, warn};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::dm::Dm;
 use crate::engine::{Action, Batch, End, Engine, Event, FileId, Report, Settings, Spec, Time};
 use crate::group::Mark;
@@ -43,11 +44,12 @@ use crate::request::Reply;
 use crate::sample::Reach;
 use crate::socket::{self, Release};
 use crate::update::Template;
+use accounts::OnGrid;
 use books::Books;
 use clerk::Manner;
 use control::{Desk, Question};
 use crew::Crew;
-use grids::{Grids, OnGrid};
+use grids::Grids;
 use jobs::{Did, Order, Sample};
 use scan::{Errand, Finding};
 pub use service::Read;
@@ -143,7 +145,6 @@ pub fn serve<D: Dm + Send + 'static>(
     run.employ_scout(read.clone(), open.clone(), claim)?;
     let path = config.settings.socket.clone();
     let exported = config.settings.clone();
-    let state_dir = config.settings.state_dir.clone();
     let service = Service::new(config);
     let open_grids = open.clone();
     let desk = Desk { main: run.sender.clone(), wanted: service.shared.clone(), read, open, claim };
@@ -157,19 +158,7 @@ pub fn serve<D: Dm + Send + 'static>(
     let exporter = exporter::start(&exported, &ask)?;
     let server = path.as_ref().map(|path| socket::serve(path, answer)).transpose()?;
     // Only now: another service may have been there.
-    let mut books = Books::open(state_dir.as_ref());
-    let saved = std::mem::take(&mut books.grids);
-    run.books = Some(books);
-    if exported.grid_memory > 0 {
-        let manner = Manner {
-            claim,
-            precise: exported.precise,
-            limits: grids::limits(exported.grid_memory),
-            settle: settings.settle,
-            full_look: settings.full_look,
-        };
-        run.grids = Some(Grids::new(open_grids, manner, saved, run.sender.clone())?);
-    }
+    run.open_books(open_grids, claim, &exported, settings)?;
     if let Some(path) = path {
         run.recall(&path);
     }
@@ -281,6 +270,31 @@ impl Run {
         })
     }
 
+    /// Has everything counted that may be asked for.
+    fn open_books<D: Dm + Send + 'static>(
+        &mut self,
+        open: impl Fn() -> io::Result<D> + 'static,
+        claim: u32,
+        config: &config::Settings,
+        settings: Settings,
+    ) -> io::Result<()> {
+        let (mut books, saved) = Books::open(config.state_dir.as_ref());
+        if config.grid_memory > 0 {
+            let manner = Manner {
+                claim,
+                precise: config.precise,
+                limits: grids::limits(config.grid_memory),
+                settle: settings.settle,
+                full_look: settings.full_look,
+            };
+            self.grids = Some(Grids::new(open, manner, saved, self.sender.clone())?);
+        } else {
+            books.ledger.leave_grids();
+        }
+        self.books = Some(books);
+        Ok(())
+    }
+
     fn wait_for_signals(&self, wanted: &[i32]) -> io::Result<()> {
         let mut signals = Signals::new(wanted)?;
         let sender = self.sender.clone();
@@ -353,6 +367,7 @@ impl Run {
             self.supervisor.engine_lives(self.now());
             self.look_around(self.now());
             self.save_if_due(self.now());
+            self.abandon_rounds(self.now(), &mut events);
             self.next_events(&mut events);
         }
     }
@@ -383,9 +398,10 @@ impl Run {
     fn next_due(&self) -> Option<Time> {
         let service = self.service.as_ref().and_then(Service::next_due);
         let books = self.books.as_ref().and_then(Books::next_due);
+        let grids = self.grids.as_ref().and_then(Grids::next_due);
         let farewell = self.farewell.as_ref().map(|(until, _)| *until);
         let dues = [self.engine.next_due(), service, books, self.supervisor.next_due(), farewell];
-        dues.into_iter().chain([self.ending]).flatten().min()
+        dues.into_iter().chain([self.ending, grids]).flatten().min()
     }
 
     fn timed_out(&mut self, events: &mut Vec<Event>) {

@@ -191,6 +191,9 @@ impl Run {
         if exported(before) != exported(&config.settings) {
             warn!("other metrics_ settings hold from the next start on");
         }
+        if before.grid_memory != config.settings.grid_memory {
+            warn!("another grid_memory holds from the next start on");
+        }
         if before.state_dir != config.settings.state_dir {
             warn!("totals are kept at another place from the next start on");
         }

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use super::Run;
+use super::accounts::OnGrid;
 use super::books::{Books, unix_time};
 use super::control::{device_status, not_followed};
-use super::grids::OnGrid;
 use crate::engine::{self, FileId};
 use crate::extent::SECTOR_BYTES;
 use crate::request::{
