@@ -15,6 +15,7 @@ use dmfilemapd::config::{
     Assignment, Config, Errors, KEYS, Layer, Place, Setting, Settings, Source, owners, read,
 };
 use dmfilemapd::mode::Mode;
+use dmfilemapd::shape::Limits;
 use dmfilemapd::values::Listen;
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -113,6 +114,10 @@ program_id = "mine"
 precise = true
 histogram = ["1ms", "2ms"]
 max_files = 5
+max_regions = 50
+max_device_regions = 500
+fold_above = 0
+create_share = 100
 socket = ""
 state_dir = "/x"
 remove_on_exit = true
@@ -134,6 +139,10 @@ metrics_interval = "4s"
         precise: true,
         histogram: dmfilemapd::values::bounds("1ms,2ms").unwrap(),
         max_files: 5,
+        max_regions: 50,
+        max_device_regions: 500,
+        fold_above: 0,
+        create_share: 100,
         socket: None,
         state_dir: Some("/x".into()),
         remove_on_exit: true,
@@ -143,6 +152,7 @@ metrics_interval = "4s"
     };
     assert_eq!(settings, expected);
     let terms = settings.terms();
+    assert_eq!(terms.limits, Limits { max_regions: 50, fold_above: Some(0) });
     assert_eq!(terms.max_interval, terms.interval, "fixed");
     assert_eq!((terms.precise, &*terms.bounds), (true, "1000000,2000000"));
     let listed = of("histogram = \"1ms, 2ms\"").unwrap().settings.terms();

@@ -36,6 +36,15 @@ pub struct GroupOverrides {
     #[arg(value_name = "true|false")]
     precise: Option<bool>,
 
+    /// Regions of one group at the most: a file with more extents has the nearest counted as one,
+    /// with what lies between them [default: 1000]
+    #[arg(long, value_name = "COUNT", value_parser = values::max_regions)]
+    max_regions: Option<u32>,
+
+    /// Percent of a device's time that making regions may take, while its I/O waits [default: 25]
+    #[arg(long, value_name = "PERCENT", value_parser = values::share)]
+    create_share: Option<u8>,
+
     /// Latency histogram with these upper bounds, as 10ms,20ms; a bare number is nanoseconds
     #[arg(long, value_name = "BOUNDS", value_parser = values::histogram, visible_alias = "bounds")]
     histogram: Option<Bounds>,
@@ -82,6 +91,15 @@ pub struct Overrides {
     #[arg(long, value_name = "COUNT", value_parser = values::max_files)]
     max_files: Option<usize>,
 
+    /// Regions of all groups on one device at the most [default: 4000]
+    #[arg(long, value_name = "COUNT", value_parser = values::max_regions)]
+    max_device_regions: Option<u32>,
+
+    /// Regions of a group beyond those its extents need, above which some are replaced by one; for
+    /// a service, which keeps their counts [default: 8]
+    #[arg(long, value_name = "COUNT", value_parser = values::fold_above)]
+    fold_above: Option<u32>,
+
     /// Control socket; an empty one is none [default: /run/dmfilemapd/control.sock]
     #[arg(long, value_name = "PATH", value_parser = values::absolute_path)]
     socket: Option<Place>,
@@ -123,6 +141,8 @@ impl GroupOverrides {
                 option("program_id", self.program_id.clone(), Setting::ProgramId),
                 option("precise", self.precise, Setting::Precise),
                 option("histogram", self.histogram.clone(), Setting::Histogram),
+                option("max_regions", self.max_regions, Setting::MaxRegions),
+                option("create_share", self.create_share, Setting::CreateShare),
             ]
             .into_iter()
             .flatten(),
@@ -142,6 +162,8 @@ impl Overrides {
             option("rescan_interval", self.rescan_interval, Setting::RescanInterval),
             option("read_interval", self.read_interval, Setting::ReadInterval),
             option("max_files", self.max_files, Setting::MaxFiles),
+            option("max_device_regions", self.max_device_regions, Setting::MaxDeviceRegions),
+            option("fold_above", self.fold_above, Setting::FoldAbove),
             option("socket", self.socket.clone(), Setting::Socket),
             option("metrics_listen", self.metrics_listen.clone(), Setting::MetricsListen),
             option("metrics_textfile", self.metrics_textfile.clone(), Setting::MetricsTextfile),

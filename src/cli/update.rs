@@ -14,9 +14,11 @@ use crate::entry::random;
 use crate::kernel::control::Control;
 use crate::kernel::fiemap::Pages;
 use crate::kernel::process::end_at_broken_pipe;
+use crate::pace::{Paced, Pacer};
 use crate::request::FilePath;
 use crate::run::Entry;
 use crate::sample::{self, Reach};
+use crate::shape::Want;
 use crate::sight::{Map, Sight};
 use crate::update::{self, Updated};
 
@@ -60,11 +62,13 @@ pub fn main(arguments: &Arguments) -> Result<Exit, Failure> {
     if arguments.files.paths.is_empty() {
         return Err(Failure(Exit::Usage, "nothing to update; name a FILE".to_owned()));
     }
-    let terms = arguments.overrides.read()?.settings.terms();
+    let settings = arguments.overrides.read()?.settings;
+    let terms = settings.terms();
     if arguments.files.dry_run {
         return pass(DryRun::default(), &arguments.files, &terms, false);
     }
-    pass(Control::open()?, &arguments.files, &terms, arguments.json)
+    let pacer = Pacer::new(settings.create_share);
+    pass(Paced::new(Control::open()?, pacer), &arguments.files, &terms, arguments.json)
 }
 
 /// Checks all files first. Then one that fails does not keep the others from being updated, and
@@ -103,15 +107,16 @@ fn update_one(
 ) -> Result<Done, String> {
     let map = read(&mut entry.reach)?;
     let device = entry.spec.device;
+    let want = Want { extents: &map.extents, limits: entry.spec.limits };
     let found = match entry.spec.group {
         Some(group) => Some(group),
         None => update::find(&mut *dm, device, keys).map_err(|error| error.to_string())?,
     };
     let updated = match found {
-        Some(group) => update::update(dm, device, group, &map.extents).map(Some),
+        Some(group) => update::update(dm, device, group, want).map(Some),
         None => {
             let Entry { template, mark, .. } = entry;
-            update::establish(dm, device, template, *mark, claim, &map.extents)
+            update::establish(dm, device, template, *mark, claim, want)
         }
     };
     Ok((updated.map_err(|error| error.to_string())?, map.pending))

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::Run;
 use super::books::{Books, unix_time};
-use super::control::{device_status, not_followed};
+use super::control::not_followed;
 use crate::engine::{self, FileId};
 use crate::extent::SECTOR_BYTES;
 use crate::request::{
@@ -28,7 +28,7 @@ impl Run {
         let now = self.now();
         let statuses = self.engine.device_statuses(now);
         let devices: Vec<DeviceTotals> =
-            statuses.map(|status| device_totals(books, &status)).collect();
+            statuses.map(|status| self.device_totals(books, &status)).collect();
         let wanted = |file: &FileId| path.is_none_or(|path| self.is_at(*file, path));
         let files = self.followed().filter(wanted);
         let files = files.filter_map(|file| self.file_totals(books, &devices, file)).collect();
@@ -102,24 +102,24 @@ impl Run {
             histogram,
         })
     }
-}
 
-fn device_totals(books: &Books, status: &engine::DeviceStatus) -> DeviceTotals {
-    let seen = books.devices.get(&status.device);
-    let whole = seen.and_then(|seen| seen.whole.as_ref());
-    let status = device_status(status);
-    DeviceTotals {
-        device: status.device,
-        name: status.name,
-        uuid: status.uuid,
-        files: status.files,
-        regions: seen.map_or(0, |seen| seen.regions as u64),
-        creates: status.creates,
-        state: status.state,
-        stuck_seconds: status.stuck_seconds,
-        read_unix_seconds: seen.and_then(|seen| seen.at),
-        read_error: seen.and_then(|seen| seen.error.clone()),
-        io_now: whole.map_or(0, |whole| whole.io_now),
-        counters: whole.map(|whole| whole.counters),
+    fn device_totals(&self, books: &Books, status: &engine::DeviceStatus) -> DeviceTotals {
+        let seen = books.devices.get(&status.device);
+        let whole = seen.and_then(|seen| seen.whole.as_ref());
+        let status = self.device_status(status);
+        DeviceTotals {
+            device: status.device,
+            name: status.name,
+            uuid: status.uuid,
+            files: status.files,
+            regions: seen.map_or(0, |seen| seen.regions as u64),
+            creates: status.creates,
+            state: status.state,
+            stuck_seconds: status.stuck_seconds,
+            read_unix_seconds: seen.and_then(|seen| seen.at),
+            read_error: seen.and_then(|seen| seen.error.clone()),
+            io_now: whole.map_or(0, |whole| whole.io_now),
+            counters: whole.map(|whole| whole.counters),
+        }
     }
 }

@@ -61,6 +61,11 @@ impl<D: Dm> Conversation<D> {
         self.passing.get_or_insert_default();
     }
 
+    /// Whether nothing is lost of what regions have counted that go.
+    pub(super) fn watches(&self) -> bool {
+        self.passing.is_some()
+    }
+
     /// From here on it is about this group.
     pub(super) fn turn_to(&mut self, mark: Mark) {
         self.mark = Some(mark);
