@@ -345,7 +345,8 @@ mod tests {
             let (mut have, mut start) = (Vec::new(), 0);
             for len in lens.iter().flat_map(|span| span.iter().chain([&0])) {
                 let id = RegionId(u32::try_from(have.len()).unwrap());
-                have.extend(Extent::new(start, *len).map(|extent| Have { id, extent, member: true }));
+                let extent = Extent::new(start, *len);
+                have.extend(extent.map(|extent| Have { id, extent, member: true }));
                 start += len.max(&1);
             }
             let cover: Extents = have.iter().map(|region| region.extent).collect();

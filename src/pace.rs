@@ -14,6 +14,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,8 @@ pub struct Toll {
     pub creates: u64,
     /// How long that took: at most as long the device's I/O waited.
     pub stalled: Duration,
+    /// How often a create was held back to let the device's I/O through.
+    pub pauses: u64,
     /// When the next may be made, since the pacer was made.
     next: Duration,
     /// When the device last answered, likewise.
@@ -105,7 +108,7 @@ impl Pacer {
     /// Waits until a region may be created. Gives the time then.
     fn wait(&self, device: Device) -> io::Result<Duration> {
         let Shared { epoch, state, stopped } = &*self.0;
-        let mut state = state.lock();
+        let (mut state, mut paused) = (state.lock(), false);
         loop {
             if state.stop {
                 let why = "groups are being deleted before the end, and none is changed any more";
@@ -115,6 +118,9 @@ impl Pacer {
             let now = epoch.elapsed();
             if next <= now {
                 return Ok(now);
+            }
+            if !mem::replace(&mut paused, true) {
+                state.tolls.entry(device).or_default().pauses += 1;
             }
             stopped.wait_until(&mut state, *epoch + next);
         }
@@ -201,6 +207,19 @@ mod tests {
         assert_eq!(next(5, 50), milliseconds(5));
         assert_eq!(next(5, 100), Duration::ZERO);
         assert_eq!(next(100_000, 1), PAUSE_MAX, "a device that hung is not made to hang longer");
+    }
+
+    #[test]
+    fn creates_of_any_length_take_their_share_of_the_time_and_no_more() {
+        let (mut now, mut busy, mut toll) = (Duration::ZERO, Duration::ZERO, Toll::default());
+        for us in [40, 5000, 1, 20_000, 300, 49_999, 7] {
+            let began = now.max(toll.next);
+            now = began + Duration::from_micros(us);
+            busy += Duration::from_micros(us);
+            toll.pay(began, now, 25);
+        }
+        assert_eq!(toll.next, busy * 4);
+        assert_eq!(toll.stalled, busy);
     }
 
     #[test]

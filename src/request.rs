@@ -204,7 +204,7 @@ pub struct DeviceStatus {
     pub creates: u64,
     /// How long all of these took; no I/O waited for longer.
     #[serde(default)]
-    pub creates_seconds: f64,
+    pub creates_time_ns: u64,
     /// How long it has not answered.
     pub stuck_seconds: f64,
 }

@@ -90,8 +90,9 @@ impl Bench {
         let mut actions = Vec::new();
         self.engine.handle(self.now, event, &mut actions);
         for action in actions {
-            let answer = self.answer(action);
-            answer.into_iter().for_each(|event| self.happens(event));
+            if let Some(event) = self.answer(action) {
+                self.happens(event);
+            }
         }
     }
 

@@ -435,6 +435,7 @@ fn every_option_is_a_key_and_stands_over_the_rest() {
     let args = "--interval=1s --max-interval=2s --fixed --full-look=3s --rescan-interval=4s \
                 --read-interval=5s --state-dir=/x --mode=path --alias={ino} --program-id=x \
                 --precise --histogram=1ms --max-files=5 --socket= --remove-on-exit=false \
+                --max-regions=7 --max-device-regions=70 --fold-above=3 --create-share=50 \
                 --metrics-listen=[::1]:9 --metrics-textfile=/x.prom --metrics-interval=6s";
     let output = check(folder.path(), &args.split_whitespace().collect::<Vec<_>>());
     let shown = text_of(&output.stdout);

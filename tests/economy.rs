@@ -35,8 +35,12 @@ const CLAIM: u32 = 0xa;
 const CELL: u64 = 8;
 
 fn map(cells: u32) -> Extents {
-    let set = (0..32).filter(|cell| cells >> cell & 1 == 1);
-    set.filter_map(|cell| Extent::new(u64::from(cell as u32) * CELL, CELL)).collect()
+    wide_map(cells.into())
+}
+
+fn wide_map(cells: u64) -> Extents {
+    let set = (0..64).filter(|cell| cells >> cell & 1 == 1);
+    set.filter_map(|cell: u64| Extent::new(cell * CELL, CELL)).collect()
 }
 
 fn limits(max_regions: u32, fold_above: Option<u32>) -> Limits {
@@ -137,7 +141,7 @@ impl Stage {
             Past::Limited => group = Some(make(&mut memory, &map(cells), limits).group),
             Past::Grown(counting) => {
                 for cell in (0..32).filter(|cell| cells >> cell & 1 == 1) {
-                    let so_far = map(cells & (2 << cell) - 1);
+                    let so_far = map(cells & ((2 << cell) - 1));
                     let updated = match group {
                         None => make(&mut memory, &so_far, Limits::NONE),
                         Some(group) => update(&mut memory, DEVICE, group, &so_far).unwrap(),
@@ -328,15 +332,11 @@ proptest! {
         let limits = limits(max, above);
         let mut memory = table(b"");
         let mut cells = 0xffu64;
-        let wide = |cells: u64| -> Extents {
-            let set = (0..60u64).filter(|cell| cells >> cell & 1 == 1);
-            set.filter_map(|cell| Extent::new(cell * CELL, CELL)).collect()
-        };
-        let mut group = make(&mut memory, &wide(cells), limits).group;
+        let mut group = make(&mut memory, &wide_map(cells), limits).group;
         let (mut ledger, mut written) = (Ledger::default(), 0);
         for (cell, io) in changes {
             cells ^= 1 << cell;
-            let want = wide(cells);
+            let want = wide_map(cells);
             let (passage, updated) = follow(&mut memory, group, &want, limits);
             let updated = updated.unwrap();
             ledger.pass(&holder(), &passage.unwrap(), 0);

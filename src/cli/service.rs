@@ -170,12 +170,12 @@ fn device_lines(out: &mut impl Write, device: &DeviceStatus) -> io::Result<()> {
     let (own, creates) = (device.own_regions, device.creates);
     let all = device.regions.map(|all| format!(" of {}", all.max(own))).unwrap_or_default();
     #[allow(clippy::cast_precision_loss)] // for people
-    let cost = device.own_io_cost_estimated_ns as f64 / 1000.0;
+    let (cost, took) =
+        (device.own_io_cost_estimated_ns as f64 / 1e3, device.creates_time_ns as f64 / 1e9);
     writeln!(
         out,
         "{head}: {own}{all} region(s) are of these files, and add about {cost:.1} us to each I/O; \
-         {creates} created, in {:.1} s",
-        device.creates_seconds
+         {creates} created, in {took:.1} s"
     )
 }
 
@@ -196,7 +196,7 @@ fn row(out: &mut impl Write, file: &FileStatus) -> io::Result<()> {
         let (foreign, extents, max) = (bytes(file.foreign_bytes), file.extents, file.max_regions);
         writeln!(
             out,
-            "          counts {foreign} between its {extents} extents too: it may have {max} region(s)"
+            "          counts {foreign} between its {extents} extents, too: {max} region(s) allowed"
         )?;
     }
     match &file.last_error {
@@ -241,7 +241,7 @@ mod tests {
             own_regions: 120,
             own_io_cost_estimated_ns: 2040,
             creates: 130,
-            creates_seconds: 0.65,
+            creates_time_ns: 650_000_000,
             stuck_seconds: 0.0,
         };
         let (devices, files) = (vec![device], vec![file]);

@@ -11,6 +11,7 @@ use super::{Exit, Failure};
 use crate::config::Terms;
 use crate::dm::Dm;
 use crate::entry::random;
+use crate::extent::SECTOR_BYTES;
 use crate::kernel::control::Control;
 use crate::kernel::fiemap::Pages;
 use crate::kernel::process::end_at_broken_pipe;
@@ -49,6 +50,8 @@ struct Row {
     regions: usize,
     created: usize,
     deleted: usize,
+    /// Bytes between its extents that the group counts, too.
+    foreign_bytes: u64,
     /// There was no group before.
     made: bool,
     /// Part of the file has no place on the device yet.
@@ -144,6 +147,7 @@ impl Row {
             regions: count(|updated| updated.members),
             created: count(|updated| updated.created),
             deleted: count(|updated| updated.deleted),
+            foreign_bytes: updated.map_or(0, |updated| updated.foreign * SECTOR_BYTES),
             made: updated.is_some_and(|updated| updated.made),
             pending,
             error,

@@ -1,4 +1,4 @@
-//! How many regions each group on a device may have, so that together they are no more than allowed.
+//! How many regions each group on a device may have, so that all have no more than is allowed.
 //!
 //! While there is room for all that are needed, each group has them. Where there is not, there is a
 //! level: who needs no more than that has what it needs, and who needs more has the level, which is
@@ -159,7 +159,7 @@ impl Engine {
         }
     }
 
-    /// An update is back that kept to another limit than there is now: does it over, if that matters.
+    /// An update is back that kept to another limit than there is now: does it over, if it matters.
     pub(super) fn keep_to_limits(&mut self, now: Time, file: FileId) {
         let Some(followed) = self.files.get(file.index()).and_then(Option::as_ref) else { return };
         let (max, ordered) = (self.max_regions(followed), followed.ordered);

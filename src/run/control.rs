@@ -350,7 +350,7 @@ impl Run {
             own_regions: status.own_regions,
             own_io_cost_estimated_ns: status.own_regions * REGION_COST_NS,
             creates: toll.creates,
-            creates_seconds: toll.stalled.as_secs_f64(),
+            creates_time_ns: nanoseconds(toll.stalled),
             stuck_seconds: if state == DeviceState::Stuck { stuck.as_secs_f64() } else { 0.0 },
         }
     }
@@ -358,6 +358,10 @@ impl Run {
 
 pub(super) fn not_followed(path: &Path) -> Reply {
     Reply::Error(format!("{} is not followed; status shows what is", path.display()))
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn file_status(

@@ -272,8 +272,8 @@ fn found(
     group.map(|(leader, found)| (leader.id, found.clone()))
 }
 
-/// Makes the regions of `group` cover exactly the extents that are wanted, and the gaps between them
-/// that the [limits](crate::shape::Limits) have it take in, if it has any.
+/// Makes the regions of `group` cover exactly the extents that are wanted, and such gaps between
+/// them as [limits](crate::shape::Limits) have it take in, if there are any.
 ///
 /// Without anything to change it sends one message, the listing. Otherwise: one per create, and a
 /// second listing after them; one per delete; one commit; one more for each region to delete that
