@@ -174,6 +174,14 @@ impl<D: Dm> Dm for Paced<D> {
     fn end_turn(&mut self, device: Device) {
         self.dm.end_turn(device);
     }
+
+    fn hold_grid(&mut self, device: Device, turn: Turn) -> io::Result<()> {
+        self.dm.hold_grid(device, turn)
+    }
+
+    fn let_grid_go(&mut self, device: Device) {
+        self.dm.let_grid_go(device);
+    }
 }
 
 #[cfg(test)]
@@ -235,6 +243,44 @@ mod tests {
         assert_eq!(pacer.toll(DEVICE).creates, 3);
         assert!(pacer.toll(DEVICE).next > Duration::ZERO);
         assert!(pacer.silence(DEVICE).is_some());
+    }
+
+    /// Notes what reaches it.
+    #[derive(Default)]
+    struct Recorder(Vec<&'static str>);
+
+    impl Dm for Recorder {
+        fn message(&mut self, _: Device, _: &[u8]) -> io::Result<Reply> {
+            unreachable!("none is sent")
+        }
+
+        fn begin_turn(&mut self, _: Device, _: Turn) -> io::Result<()> {
+            self.0.push("begin_turn");
+            Ok(())
+        }
+
+        fn end_turn(&mut self, _: Device) {
+            self.0.push("end_turn");
+        }
+
+        fn hold_grid(&mut self, _: Device, _: Turn) -> io::Result<()> {
+            self.0.push("hold_grid");
+            Ok(())
+        }
+
+        fn let_grid_go(&mut self, _: Device) {
+            self.0.push("let_grid_go");
+        }
+    }
+
+    #[test]
+    fn locks_are_those_of_the_device_mapper_behind_it() {
+        let mut dm = Paced::new(Recorder::default(), Pacer::new(SHARE));
+        dm.begin_turn(DEVICE, Turn::Shared).unwrap();
+        dm.end_turn(DEVICE);
+        dm.hold_grid(DEVICE, Turn::Alone).unwrap();
+        dm.let_grid_go(DEVICE);
+        assert_eq!(dm.dm.0, ["begin_turn", "end_turn", "hold_grid", "let_grid_go"]);
     }
 
     #[test]

@@ -134,16 +134,10 @@ impl Bench {
         }
         let extents = map(blocks);
         let fingerprint = extents.fingerprint();
+        let (blank, pending, shared, torn) = (Extents::default(), false, false, false);
         Sight::Mapped(
             stamp,
-            Map {
-                extents,
-                fingerprint,
-                pending: false,
-                shared: false,
-                shared_sectors: 0,
-                torn: false,
-            },
+            Map { extents, blank, fingerprint, pending, shared, shared_sectors: 0, torn },
         )
     }
 
