@@ -44,6 +44,7 @@ pub fn is_legacy(args: &[OsString]) -> bool {
         "explain",
         "metrics",
         "totals",
+        "top",
         "check",
         "gc",
         "status",

@@ -75,18 +75,6 @@ fn contained() -> Daemon {
     Daemon::start(&mut bwrap)
 }
 
-/// The folders of the file, on a host whose own are read-only here.
-fn make_folders() {
-    for (at, folder) in ["/etc", "/var/lib"].iter().enumerate() {
-        vm::sh(&format!(
-            "mkdir -p /run/new/{at} /run/work/{at}
-             mount -t overlay overlay {folder} \
-                 -o lowerdir={folder},upperdir=/run/new/{at},workdir=/run/work/{at}"
-        ));
-    }
-    vm::sh("mkdir -p /etc/dmfilemapd /var/lib/dmfilemapd /run/dmfilemapd; mount --make-rshared /");
-}
-
 #[test]
 fn it_follows_files_of_the_host() {
     if tools::lack("it_follows_files_of_the_host", &[("bwrap", "bubblewrap")])
@@ -95,7 +83,8 @@ fn it_follows_files_of_the_host() {
         return;
     }
     guest::write_back_soon();
-    make_folders();
+    vm::make_writable(&["/etc", "/var/lib"]);
+    vm::sh("mkdir -p /etc/dmfilemapd /var/lib/dmfilemapd /run/dmfilemapd; mount --make-rshared /");
     let config =
         "interval = \"100ms\"\nrescan_interval = \"200ms\"\n[[file]]\npath = \"/mnt/*/*\"\n";
     fs::write("/etc/dmfilemapd/config.toml", config).unwrap();

@@ -83,7 +83,7 @@ fn assert_described(command: &str, said: &str) {
 
 #[test]
 fn every_example_shows_every_field_that_is_described() {
-    for command in ["totals", "status", "explain", "check", "gc", "update"] {
+    for command in ["totals", "status", "explain", "check", "gc", "update", "top"] {
         assert_eq!(fields(&parse(example(command))), described(command), "{command}");
     }
 }

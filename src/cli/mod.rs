@@ -12,6 +12,7 @@ mod metrics;
 mod overrides;
 mod run;
 mod service;
+mod top;
 mod totals;
 mod update;
 
@@ -126,6 +127,8 @@ enum Command {
     /// Say what was counted, as Prometheus reads it; of the service's files if one runs, else of
     /// every group on the machine
     Metrics(metrics::Arguments),
+    /// Show which file the I/O goes to, now
+    Top(top::Arguments),
     /// Say what was counted of each file: by the service, or else by the kernel
     Totals(totals::Arguments),
     /// Let the service follow a file
@@ -212,6 +215,7 @@ pub fn main(args: &[OsString]) -> ExitCode {
         Command::Gc(arguments) => gc::main(&arguments),
         Command::Status(arguments) => service::status(&arguments),
         Command::Metrics(arguments) => metrics::main(&arguments),
+        Command::Top(arguments) => top::main(&arguments),
         Command::Totals(arguments) => totals::main(&arguments),
         Command::Add(arguments) => service::add(&arguments),
         Command::Remove(arguments) => service::remove(&arguments),

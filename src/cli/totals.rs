@@ -109,9 +109,13 @@ fn row(out: &mut impl Write, file: &FileTotals) -> io::Result<()> {
     )
 }
 
-/// The time that each of so many took, to three digits.
+/// The time that each of so many took.
 fn each(time_ns: u64, count: u64) -> String {
-    let Some(ns) = time_ns.checked_div(count) else { return "-".to_owned() };
+    time_ns.checked_div(count).map_or_else(|| "-".to_owned(), time)
+}
+
+/// A time, to three digits.
+pub fn time(ns: u64) -> String {
     let time = Duration::from_nanos(ns);
     match ns {
         0..1_000_000 => format!("{} us", time.as_micros()),

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sys::signal::Signal;
@@ -30,13 +30,7 @@ struct Systemd {
 impl Systemd {
     /// Everything is in its place, as the package puts it.
     fn boot() -> Systemd {
-        for (at, folder) in ["/etc", "/usr/sbin", "/var/lib"].iter().enumerate() {
-            vm::sh(&format!(
-                "mkdir -p /run/new/{at} /run/work/{at}
-                 mount -t overlay -o lowerdir={folder},upperdir=/run/new/{at},workdir=/run/work/{at} \
-                     overlay {folder}"
-            ));
-        }
+        vm::make_writable(&["/etc", "/usr/sbin", "/var/lib"]);
         vm::sh(&format!(
             "ln -sf {PROGRAM} /usr/sbin/dmfilemapd
              mkdir -p /etc/dmfilemapd /run/units/dmfilemapd.service.d
@@ -53,8 +47,8 @@ impl Systemd {
              done
              echo Wants=systemd-journald.service >>multi-user.target"
         ));
-        let words = "--pid --fork --kill-child --mount --propagation unchanged --mount-proc --cgroup \
-                     env -i container=test SYSTEMD_UNIT_PATH=/run/units";
+        let words = "--pid --fork --kill-child --mount --propagation unchanged --mount-proc \
+                     --cgroup env -i container=test SYSTEMD_UNIT_PATH=/run/units";
         let mut command = Command::new("unshare");
         command.args(words.split_whitespace()).arg(SYSTEMD);
         command.args(["--system", "--log-target=kmsg", "--unit=multi-user.target"]);
@@ -151,14 +145,7 @@ fn a_real_systemd_starts_reloads_and_stops_it_and_its_files_are_followed() {
     }
     guest::write_back_soon();
     let disk = Disk::format(0, "ext4", "");
-    fs::create_dir(disk.path("home")).unwrap();
-    let [private, added, handed] =
-        ["home/private", "added", "<handed>"].map(|name| disk.path(name));
-    for file in [&private, &added, &handed] {
-        write_pieces(file, 3);
-    }
-    let home = disk.path("home").display().to_string();
-    vm::sh(&format!("chown -R 1234:1234 {home}; chmod 700 {home}; chmod 600 {home}/private"));
+    let [private, added, handed] = three_files(&disk);
     let systemd = Systemd::boot();
     fs::create_dir_all(Path::new(TEXTFILE).parent().unwrap()).unwrap();
     let metrics = format!("metrics_listen = \"{ADDRESS}\"\nmetrics_textfile = \"{TEXTFILE}\"\n");
@@ -195,6 +182,24 @@ fn a_real_systemd_starts_reloads_and_stops_it_and_its_files_are_followed() {
         assert_eq!((alias, &members[..had.len()]), (was, &had[..]), "none was made anew");
     }
 
+    it_reloads(&systemd, &disk);
+    assert!(Path::new("/var/lib/dmfilemapd").is_dir());
+}
+
+/// One that only its owner may even see, one to be added, and one to be handed over.
+fn three_files(disk: &Disk) -> [PathBuf; 3] {
+    fs::create_dir(disk.path("home")).unwrap();
+    let files = ["home/private", "added", "<handed>"].map(|name| disk.path(name));
+    for file in &files {
+        write_pieces(file, 3);
+    }
+    let home = disk.path("home").display().to_string();
+    vm::sh(&format!("chown -R 1234:1234 {home}; chmod 700 {home}; chmod 600 {home}/private"));
+    files
+}
+
+/// What is wrong with a new configuration is told, and the service goes on; a good one holds.
+fn it_reloads(systemd: &Systemd, disk: &Disk) {
     configure("nonsense");
     assert_eq!(systemd.ctl("reload dmfilemapd").status, Some(1));
     wait_until("the journal has the errors", || {
@@ -204,8 +209,7 @@ fn a_real_systemd_starts_reloads_and_stops_it_and_its_files_are_followed() {
     systemd.wait_for(&["ActiveState=active", "SubState=running"]);
     configure("");
     systemd.done("reload");
-    wait_for_aliases(&disk, &["added", "handed"]);
-    assert!(Path::new("/var/lib/dmfilemapd").is_dir());
+    wait_for_aliases(disk, &["added", "handed"]);
 }
 
 /// The groups without what says which process has them.
