@@ -232,6 +232,7 @@ impl Sum {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::Delta;
     use proptest::prelude::*;
 
     fn extent(start: u64, len: u64) -> Extent {
@@ -301,6 +302,127 @@ mod tests {
             fold(&many, &[extent(0, 24_000)], limits(100, None), &[]).into_iter().collect();
         let whole = |region: &&Have| folded.around(region.extent).is_none();
         assert!(many.iter().filter(whole).count() + folded.len() <= 100, "{folded:?}");
+    }
+
+    const CELLS: u32 = 5;
+
+    /// A group on a small disk, and what its file has there.
+    #[derive(Debug, Default)]
+    struct Sketch {
+        have: Vec<Have>,
+        idle: HashSet<RegionId>,
+        cover: Extents,
+    }
+
+    impl Sketch {
+        /// From a digit for each cell. 0: nothing of the file, 1: a part without a region. Or the
+        /// first cell of 2: a member, 3: one that has counted nothing, 4: an orphan; which goes on
+        /// in a cell with 5. `None` where there is none to go on.
+        fn new(digits: u32) -> Option<Sketch> {
+            let (mut sketch, mut cells, mut region) = (Sketch::default(), Vec::new(), false);
+            for cell in 0..CELLS {
+                let digit = digits / 6u32.pow(cell) % 6;
+                let here = extent(cell.into(), 1);
+                let id = RegionId(u32::try_from(sketch.have.len()).unwrap());
+                match (digit, sketch.have.last_mut()) {
+                    (5, Some(last)) if region => {
+                        last.extent = Extent::between(last.extent.start(), here.end()).unwrap();
+                    }
+                    (5, _) => return None,
+                    (2.., _) => {
+                        sketch.have.push(Have { id, extent: here, member: digit != 4 });
+                        sketch.idle.extend((digit == 3).then_some(id));
+                    }
+                    _ => {}
+                }
+                region = digit > 1;
+                cells.extend((digit > 0).then_some(here));
+            }
+            sketch.cover = cells.into_iter().collect();
+            Some(sketch)
+        }
+
+        fn plan(&self, whole: &Extents) -> Delta {
+            Shape { cover: self.cover.clone(), whole: whole.clone() }.plan(&self.have)
+        }
+
+        /// The oracle: what one run costs, as the planner sees it, unless it may not be folded.
+        fn price(
+            &self,
+            whole: &Extents,
+            run: Extent,
+            leader: RegionId,
+            leniency: usize,
+        ) -> Option<(i64, u64, Reverse<usize>, Extent)> {
+            let before = self.plan(whole);
+            let after = self.plan(&whole.and(&[run].into_iter().collect()));
+            // With what has no region yet on either side of it.
+            let run = *after.create.iter().find(|made| made.contains(run))?;
+            let gone: Vec<&(RegionId, Extent)> =
+                before.keep.iter().filter(|kept| !after.keep.contains(kept)).collect();
+            let members = self.have.iter().filter(|region| region.member);
+            let members: HashSet<RegionId> = members.map(|region| region.id).collect();
+            let counts = |id: &RegionId| members.contains(id) && !self.idle.contains(id);
+            let counted = || gone.iter().filter(|(id, _)| counts(id)).map(|(_, part)| part.len());
+            let largest = counted().max().unwrap_or(0);
+            let leads = gone.iter().any(|(id, _)| *id == leader);
+            let creates = |delta: &Delta| i64::try_from(delta.create.len()).unwrap();
+            let regions = |delta: &Delta| delta.create.len() + delta.keep.len();
+            let price = creates(&after) - creates(&before) + i64::from(leads);
+            let saved = Reverse(regions(&before) - regions(&after));
+            let may = u128::from(largest) <= u128::from(run.len() - largest) << leniency;
+            may.then(|| (price, counted().sum(), saved, run))
+        }
+
+        /// The oracle: at each step every run there is, and the cheapest of them.
+        fn fold(&self, leader: RegionId, limits: Limits) -> Extents {
+            let mut whole = Extents::default();
+            loop {
+                let Delta { keep, create, .. } = self.plan(&whole);
+                let mut pieces: Vec<Extent> =
+                    keep.iter().map(|kept| kept.1).chain(create).collect();
+                pieces.sort_unstable();
+                let most =
+                    limits.fold_above.map_or(usize::MAX, |it| self.cover.len() + it as usize);
+                let surplus = pieces.len().saturating_sub(most.min(limits.max()));
+                let over = pieces.len() > limits.max();
+                let leniency = if over { 64 } else { surplus.saturating_sub(1) };
+                let ends = |first: usize| pieces[first + 1..].iter().map(move |last| (first, last));
+                let runs = (0..pieces.len()).flat_map(ends).filter_map(|(first, last)| {
+                    let run = Extent::between(pieces[first].start(), last.end())?;
+                    self.cover.around(run)?;
+                    self.price(&whole, run, leader, leniency)
+                });
+                let free = |price: i64, counted: u64| {
+                    limits.fold_above.is_some() && price <= 0 && counted == 0
+                };
+                let Some(best) = runs.filter(|it| surplus > 0 || free(it.0, it.1)).min() else {
+                    return whole;
+                };
+                whole = whole.and(&[best.3].into_iter().collect());
+            }
+        }
+    }
+
+    #[test]
+    fn each_run_that_is_folded_is_the_cheapest_of_all() {
+        let mut folded = 0;
+        let within = [(1, None), (2, None), (3, None), (9, Some(0)), (9, Some(1)), (3, Some(2))];
+        for sketch in (0..6u32.pow(CELLS)).filter_map(Sketch::new) {
+            let mut members = sketch.have.iter().filter(|region| region.member);
+            let leaders = [members.next(), members.next_back()];
+            for leader in leaders.into_iter().flatten().map(|region| region.id) {
+                for (max, above) in within {
+                    let limits = limits(max, above);
+                    let shape = Shape::from(&sketch.cover);
+                    let folding = Folding::new(&shape, &sketch.have, Some(leader), limits);
+                    let (found, best) = (folding.fold(&sketch.idle), sketch.fold(leader, limits));
+                    assert_eq!(found, best, "{sketch:?}, led by {leader}, within {limits:?}");
+                    folded += usize::from(!best.is_empty());
+                }
+            }
+        }
+        assert!(folded > 10_000, "{folded}");
     }
 
     /// A file that grows piece by piece: the lengths of its regions, by rising sector, and the

@@ -200,7 +200,9 @@ pub(super) fn fresh(
     };
     let template = terms.template(Vec::new());
     let mut entry = entry(open, path, terms.mode, place, group, template, terms.pace());
-    entry.spec.limits = terms.limits;
+    if group.is_none() {
+        entry.spec.limits = terms.limits; // lvm2's command line knows none
+    }
     Fresh { key, terms, by, entry }
 }
 
