@@ -15,11 +15,13 @@ mod service;
 mod vm;
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
 
 use dmfilemapd::request::{DeviceState, Totals};
 use nix::sys::signal::Signal;
 
-use daemon::{PROGRAM, command, dmstats, punch, signal, succeed, write};
+use daemon::{PROGRAM, command, daemons, dmstats, newer, punch, signal, succeed, write};
 use guest::{Daemon, Disk, Sectors, assert_follows, counted, mapped, wait_until};
 use service::{configure, entry, serve, status, status_of, told};
 
@@ -84,6 +86,26 @@ fn assert_dmstats_reads(disk: &Disk, regions: usize) {
     }
 }
 
+/// That the metrics have the one group of this machine with so many regions, and what it costs.
+fn assert_metrics_tell(regions: u64, foreign_sectors: u64) {
+    let metrics = told("metrics");
+    let value = |name: &str| {
+        let mut lines = metrics.lines().filter_map(|line| line.strip_prefix(name));
+        let value = lines.find_map(|rest| rest.rsplit_once(' ').map(|(_, value)| value.to_owned()));
+        value.unwrap_or_else(|| panic!("no {name}\n{metrics}"))
+    };
+    let memory = vm::sh("cat /sys/module/dm_mod/parameters/stats_current_allocated_bytes");
+    assert_eq!(value("dmfilemap_kernel_stats_bytes"), memory.trim_end());
+    assert_eq!(status().service.kernel_stats_bytes.unwrap().to_string(), memory.trim_end());
+    assert_eq!(value("dmfilemap_device_own_regions{"), regions.to_string());
+    assert_eq!(value("dmfilemap_device_regions_created_total{"), regions.to_string());
+    assert_eq!(value("dmfilemap_file_foreign_bytes{"), (foreign_sectors * 512).to_string());
+    let seconds = |name: &str| value(name).parse::<f64>().unwrap();
+    assert!(seconds("dmfilemap_device_regions_created_time_seconds_total{") > 0.0, "{metrics}");
+    let cost = seconds("dmfilemap_device_own_io_cost_estimated_seconds{");
+    assert_eq!(format!("{:.0}", cost * 1e9), (17 * regions).to_string());
+}
+
 fn a_file_in_many_pieces(kind: &str) {
     let disk = Disk::format(0, kind, "");
     let map = pieces(&disk, "many", 300);
@@ -99,7 +121,7 @@ fn a_file_in_many_pieces(kind: &str) {
         if listed { Ok(told) } else { Err(told) }
     });
     assert!(told.contains("between its 300 extents, too: 20 region(s) allowed"), "{told}");
-    assert!(status().service.kernel_stats_bytes.unwrap() >= 20 * 128, "{told}");
+    assert_metrics_tell(20, foreign);
 
     let mut explain = command(PROGRAM);
     explain.env("DMFILEMAPD_CONFIG_DIR", "/tmp/etc").args(["explain", "--json"]).arg(&file);
@@ -208,6 +230,92 @@ fn a_file_that_grows_is_folded_and_its_totals_go_on() {
     assert!(group.members.len() <= extents + 2 + 5, "{group:?}\n{}", service.said());
     assert_dmstats_reads(&disk, group.members.len());
     assert_eq!(disk.strays(), [0; 0]);
+}
+
+/// Likewise, again and again.
+fn overwrite_until(file: &Path, end: &AtomicBool) -> u64 {
+    let mut bytes = 0;
+    while !end.load(Relaxed) {
+        bytes += overwrite(file, 256);
+    }
+    bytes
+}
+
+/// What is counted of the old regions and the new one between two messages is lost.
+#[test]
+fn a_fold_of_regions_that_are_written_to_loses_some_writes_at_the_most() {
+    if !vm::inside("a_fold_of_regions_that_are_written_to_loses_some_writes_at_the_most") {
+        return;
+    }
+    let disk = Disk::format(0, "ext4", "");
+    let file = disk.path("log");
+    write(&file, 0, 1024);
+    configure(&format!("fold_above = 0\n{}", entry(&disk, "*")));
+    let service = serve("--state-dir /tmp/state");
+    assert_follows(&disk, "at the start", &file, "log");
+    let before = written(&file);
+    let end = AtomicBool::new(false);
+    let bytes = thread::scope(|scope| {
+        let writer = scope.spawn(|| overwrite_until(&file, &end));
+        for growth in 1..=GROWTHS / 2 {
+            write(&file, growth * 1024, 1024);
+            assert_follows(&disk, "it has grown", &file, "log");
+        }
+        end.store(true, Relaxed);
+        writer.join().unwrap()
+    });
+    let lost = bytes.checked_sub(written(&file) - before).expect("nothing is counted twice");
+    let (_, group) = disk.group("log").unwrap();
+    let extents = extents_of(&file).len();
+    assert!(group.members.len() <= extents + 4, "{group:?}\n{}", service.said());
+    // The regions in which it writes are folded as often as the file doubles.
+    assert!(lost <= 4 * (1 << 16), "{lost} bytes of {bytes}");
+}
+
+/// dmstats reads what it has asked for, and it would see what is folded begin at zero.
+#[test]
+fn what_is_handed_over_is_neither_merged_nor_folded() {
+    if !vm::inside("what_is_handed_over_is_neither_merged_nor_folded") {
+        return;
+    }
+    let disk = Disk::format(0, "ext4", "");
+    let (file, alias) = (disk.path("handed"), newer("handed"));
+    let end = 4 * pieces(&disk, "handed", 10).len() as u64 * 8;
+    configure("max_regions = 3\nfold_above = 0\n");
+    let service = serve("");
+    succeed(dmstats("create --filemap").arg(&file));
+    assert_follows(&disk, "it is handed over", &file, alias);
+    assert_eq!(daemons(), [service.pid()]);
+    for growth in 0..5 {
+        let (_, before) = disk.group(alias).unwrap();
+        write(&file, end + growth * 64, 64);
+        assert_follows(&disk, "it has grown", &file, alias);
+        let (_, after) = disk.group(alias).unwrap();
+        let stays = |region: &(u64, u64)| after.extents.contains(region);
+        assert!(before.extents.iter().all(stays), "{before:?} {after:?}\n{}", service.said());
+    }
+    assert_eq!(status_of(&file).unwrap().foreign_bytes, 0);
+}
+
+#[test]
+fn an_update_by_hand_keeps_to_a_limit_too() {
+    if !vm::inside("an_update_by_hand_keeps_to_a_limit_too") {
+        return;
+    }
+    let disk = Disk::format(0, "ext4", "");
+    let map = pieces(&disk, "many", 30);
+    let file = disk.path("many");
+    for regions in [7, 30] {
+        let mut update = command(PROGRAM);
+        update.args(["update", "--json", "--max-regions", &regions.to_string()]).arg(&file);
+        let updated: serde_json::Value = serde_json::from_str(&succeed(&mut update)).unwrap();
+        assert_eq!(updated["files"][0]["regions"], regions);
+        let foreign = fewest_foreign(&map, regions);
+        assert_eq!(updated["files"][0]["foreign_bytes"], foreign * 512);
+        let (_, group) = disk.group("many").unwrap();
+        assert_eq!(group.members.len(), regions);
+        assert_eq!(sectors(&counted(&group)), sectors(&map) + foreign);
+    }
 }
 
 #[test]
