@@ -1,5 +1,7 @@
 //! What happens, and what is to be done about it.
 
+use std::time::Duration;
+
 use super::{FileId, Report};
 use crate::dm::Device;
 use crate::extent::Extents;
@@ -39,6 +41,15 @@ pub struct Sweep {
     pub regions: usize,
 }
 
+/// What a reading was like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// Somebody had set counters to zero.
+    pub reset: bool,
+    /// Processor time that it took.
+    pub cost: Duration,
+}
+
 /// What can happen.
 #[derive(Debug)]
 pub enum Event {
@@ -52,9 +63,8 @@ pub enum Event {
     Removed(Device, FileId, Result<usize, update::Error>),
     /// A look at groups of one device came back.
     Swept(Device, Result<Sweep, update::Error>),
-    /// A reading of what a device's groups have counted came back: whether somebody had set
-    /// counters to zero.
-    Read(Device, bool),
+    /// A reading of what a device's groups have counted came back.
+    Read(Device, Reading),
     /// What a device's write counter says, if there is one: requests and flushes.
     Gauged(Device, Option<u64>),
     /// Nobody wants the file to be followed any more. Its group is deleted if the flag says so.
