@@ -27,7 +27,7 @@ use crate::dm::{Device, Dm, Reply, Turn};
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Which share of a device's time creates take by default, in percent.
-pub const SHARE: u8 = 25;
+pub const SHARE: u8 = 50;
 
 /// What the creates on one device have cost so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,7 +51,7 @@ impl Toll {
         let share = u32::from(share.clamp(1, 100));
         let pause = took.saturating_mul(100 - share) / share;
         self.stalled += took;
-        self.next = ended + pause.min(PAUSE_MAX);
+        self.next = self.next.max(ended) + pause.min(PAUSE_MAX);
     }
 }
 
@@ -105,8 +105,8 @@ impl Pacer {
         Some(self.0.epoch.elapsed().saturating_sub(self.toll(device).answered?))
     }
 
-    /// Waits until a region may be created. Gives the time then.
-    fn wait(&self, device: Device) -> io::Result<Duration> {
+    /// Waits until a region may be created, unless that is in a hurry. Gives the time then.
+    fn wait(&self, device: Device, hurry: bool) -> io::Result<Duration> {
         let Shared { epoch, state, stopped } = &*self.0;
         let (mut state, mut paused) = (state.lock(), false);
         loop {
@@ -116,7 +116,7 @@ impl Pacer {
             }
             let next = state.tolls.get(&device).map_or(Duration::ZERO, |toll| toll.next);
             let now = epoch.elapsed();
-            if next <= now {
+            if next <= now || hurry {
                 return Ok(now);
             }
             if !mem::replace(&mut paused, true) {
@@ -146,25 +146,32 @@ impl Pacer {
 pub struct Paced<D> {
     dm: D,
     pacer: Pacer,
+    hurry: bool,
 }
 
 impl<D> Paced<D> {
     /// The same device-mapper, and whoever shares the pacer waits for the others.
     pub fn new(dm: D, pacer: Pacer) -> Paced<D> {
-        Paced { dm, pacer }
+        Paced { dm, pacer, hurry: false }
     }
 }
 
 impl<D: Dm> Dm for Paced<D> {
     fn message(&mut self, device: Device, text: &[u8]) -> io::Result<Reply> {
         let creates = text.starts_with(b"@stats_create ");
-        let began = creates.then(|| self.pacer.wait(device)).transpose()?;
+        let hurry = mem::take(&mut self.hurry);
+        let began = creates.then(|| self.pacer.wait(device, hurry)).transpose()?;
         let reply = self.dm.message(device, text);
         if let Some(began) = began {
             self.pacer.created(device, began, reply.is_ok());
         }
         self.pacer.answered(device);
         reply
+    }
+
+    fn hurry(&mut self) {
+        self.hurry = true;
+        self.dm.hurry();
     }
 
     fn begin_turn(&mut self, device: Device, turn: Turn) -> io::Result<()> {
@@ -281,6 +288,20 @@ mod tests {
         dm.hold_grid(DEVICE, Turn::Alone).unwrap();
         dm.let_grid_go(DEVICE);
         assert_eq!(dm.dm.0, ["begin_turn", "end_turn", "hold_grid", "let_grid_go"]);
+    }
+
+    #[test]
+    fn a_create_in_a_hurry_does_not_wait_and_those_after_it_wait_for_its_pause_too() {
+        let pacer = Pacer::new(25);
+        let far = Toll { next: milliseconds(3_600_000), ..Toll::default() };
+        pacer.0.state.lock().tolls.insert(DEVICE, far);
+        let mut dm = paced(&pacer);
+        dm.hurry();
+        dm.message(DEVICE, b"@stats_create 0+8 /1 p -").unwrap();
+        let toll = pacer.toll(DEVICE);
+        assert_eq!((toll.creates, toll.pauses), (1, 0));
+        assert_eq!(toll.next, far.next + toll.stalled * 3);
+        assert!(!dm.hurry, "the next one waits");
     }
 
     #[test]

@@ -312,6 +312,34 @@ fn what_is_counted_while_regions_are_created_is_no_reason_to_decide_otherwise() 
     assert!(listing.contains(&format!(" {idle} ")), "{listing}");
 }
 
+/// A table that notes what it is told.
+struct Notes<'a>(&'a mut Memory, Vec<String>);
+
+impl Dm for Notes<'_> {
+    fn message(&mut self, device: Device, text: &[u8]) -> io::Result<Reply> {
+        let words = String::from_utf8_lossy(text);
+        self.1.push(words.split(' ').take(2).collect::<Vec<_>>().join(" "));
+        self.0.message(device, text)
+    }
+
+    fn hurry(&mut self) {
+        self.1.push("in a hurry".to_owned());
+    }
+}
+
+#[test]
+fn only_what_takes_the_place_of_a_leader_that_was_deleted_is_created_in_a_hurry() {
+    let mut stage = Stage::new(0b1, Past::Limited, Limits::NONE);
+    let mut notes = Notes(&mut stage.memory, Vec::new());
+    let updated = follow(&mut notes, stage.group, &map(0b1010), Limits::NONE).1.unwrap();
+    assert_eq!(updated.group.id, stage.group.id, "it has taken its id back");
+    let Notes(_, said) = notes;
+    let at = said.iter().position(|said| said == "in a hurry").unwrap();
+    assert_eq!(said[at - 1], format!("@stats_delete {}", stage.group.id));
+    assert!(said[at + 1].starts_with("@stats_create "), "{said:?}");
+    assert_eq!(said.iter().filter(|said| *said == "in a hurry").count(), 1, "{said:?}");
+}
+
 fn holder() -> Holder {
     Holder { device: "LVM-vm".into(), key: MARK.key, nonce: None }
 }

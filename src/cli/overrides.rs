@@ -37,11 +37,11 @@ pub struct GroupOverrides {
     precise: Option<bool>,
 
     /// Regions of one group at the most: a file with more extents has the nearest counted as one,
-    /// with what lies between them [default: 1000]
+    /// with what lies between them [default: 4000]
     #[arg(long, value_name = "COUNT", value_parser = values::max_regions)]
     max_regions: Option<u32>,
 
-    /// Percent of a device's time that making regions may take, while its I/O waits [default: 25]
+    /// Percent of a device's time that making regions may take, while its I/O waits [default: 50]
     #[arg(long, value_name = "PERCENT", value_parser = values::share)]
     create_share: Option<u8>,
 

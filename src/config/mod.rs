@@ -67,13 +67,13 @@ pub struct Settings {
     /// Files that are followed at the most. 100,000.
     pub max_files: usize,
     /// Regions of one group at the most: extents beyond that are merged across the smallest gaps.
-    /// 1,000.
+    /// 4,000.
     pub max_regions: u32,
     /// Regions of all groups on one device at the most, as far as each may have one. 4,000.
     pub max_device_regions: u32,
     /// Regions of a group beyond those that its extents need, from which on some are folded. 8.
     pub fold_above: u32,
-    /// Percent of a device's time that creates may take. 25.
+    /// Percent of a device's time that creates may take. 50.
     pub create_share: u8,
     /// Where the control socket is, if there is to be one. `/run/dmfilemapd/control.sock`.
     pub socket: Option<PathBuf>,
@@ -104,7 +104,7 @@ impl Default for Settings {
             precise: false,
             histogram: Bounds::default(),
             max_files: 100_000,
-            max_regions: 1000,
+            max_regions: 4000,
             max_device_regions: 4000,
             fold_above: 8,
             create_share: pace::SHARE,

@@ -134,6 +134,16 @@ impl<D: Dm> Conversation<D> {
         self.send(&Message::Print { id, lines: None })
     }
 
+    /// As [`Conversation::create`], in place of a region that has just been deleted.
+    pub(super) fn create_at_once(
+        &mut self,
+        extent: Extent,
+        model: &Model<'_>,
+    ) -> Result<RegionId, Error> {
+        self.dm.hurry();
+        self.create(extent, model)
+    }
+
     pub(super) fn create(&mut self, extent: Extent, model: &Model<'_>) -> Result<RegionId, Error> {
         let aux = model.mark().to_string();
         let (program_id, clockwork, aux) = (model.program_id, model.clockwork, aux.as_bytes());

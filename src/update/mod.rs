@@ -589,7 +589,7 @@ fn reclaim<D: Dm>(
     members: &mut BTreeSet<RegionId>,
     model: &Model<'_>,
 ) -> Result<(), Error> {
-    let id = match kernel.create(twin.1, model) {
+    let id = match kernel.create_at_once(twin.1, model) {
         Ok(id) => id,
         Err(error @ Error::Message { .. }) if !error.is_no_device() => return Ok(()),
         Err(error) => return Err(error),
