@@ -13,8 +13,9 @@ use crate::dm::Device;
 use crate::extent::Extents;
 use crate::update::Group;
 
-/// Files in one batch of stamps: enough that handing it over costs little against the `stat`s.
-pub const STAMPS_MAX: usize = 256;
+/// Files in one batch of stamps. Handing it to another thread and back costs as much as a hundred
+/// `stat`s, and is to cost little against those in it.
+pub const STAMPS_MAX: usize = 1024;
 
 /// Files in one batch of maps: the others wait while one of them is locked by a writer.
 pub const MAPS_MAX: usize = 8;

@@ -18,6 +18,7 @@ use crate::group::Mark;
 use crate::kernel::fiemap::Pages;
 use crate::sample::{self, Reach};
 use crate::shape::{Limits, Want};
+use crate::sight::Sight;
 use crate::update::{self, Group, Passage, Tally, Template};
 
 /// For a sampler.
@@ -107,10 +108,13 @@ pub(super) fn sampler(inbox: Sender<Answer>) -> impl FnMut(Sample) + Send {
         let answer = match job {
             Sample::Look { mut batch, mut reaches, keep } => {
                 for (look, reach) in iter::zip(&mut batch.looks, &mut reaches) {
-                    look.sight = match batch.maps {
-                        Some(_) => sample::look(reach, keep, &mut pages),
+                    let sight = match batch.maps {
+                        Some(_) => sample::look(reach, look.last, keep, &mut pages),
                         None => sample::compare(reach, look.last),
                     };
+                    if !matches!(sight, Sight::Same) {
+                        look.sight = sight; // long, and rare
+                    }
                 }
                 Answer::Looked(batch, reaches)
             }
