@@ -99,9 +99,8 @@ fn the_example_explains_every_key() {
     }
 }
 
-#[test]
-fn every_key_sets_what_it_says() {
-    let config = of(r#"
+/// Every key, with another value than it has by default.
+const EVERY_KEY: &str = r#"
 interval = "1s"
 max_interval = "1m"
 fixed = true
@@ -118,13 +117,19 @@ max_regions = 50
 max_device_regions = 500
 fold_above = 0
 create_share = 100
+regions = "off"
+grid_memory = "3MiB"
 socket = ""
 state_dir = "/x"
 remove_on_exit = true
 metrics_listen = "127.0.0.1:1"
 metrics_textfile = "/x.prom"
 metrics_interval = "4s"
-"#);
+"#;
+
+#[test]
+fn every_key_sets_what_it_says() {
+    let config = of(EVERY_KEY);
     let Config { settings, .. } = config.unwrap();
     let expected = Settings {
         interval: Duration::from_secs(1),
@@ -143,6 +148,8 @@ metrics_interval = "4s"
         max_device_regions: 500,
         fold_above: 0,
         create_share: 100,
+        regions: false,
+        grid_memory: 3 << 20,
         socket: None,
         state_dir: Some("/x".into()),
         remove_on_exit: true,
@@ -436,6 +443,7 @@ fn every_option_is_a_key_and_stands_over_the_rest() {
                 --read-interval=5s --state-dir=/x --mode=path --alias={ino} --program-id=x \
                 --precise --histogram=1ms --max-files=5 --socket= --remove-on-exit=false \
                 --max-regions=7 --max-device-regions=70 --fold-above=3 --create-share=50 \
+                --regions=off --grid-memory=1MiB \
                 --metrics-listen=[::1]:9 --metrics-textfile=/x.prom --metrics-interval=6s";
     let output = check(folder.path(), &args.split_whitespace().collect::<Vec<_>>());
     let shown = text_of(&output.stdout);

@@ -100,6 +100,14 @@ pub struct Overrides {
     #[arg(long, value_name = "COUNT", value_parser = values::fold_above)]
     fold_above: Option<u32>,
 
+    /// Whether files get groups of regions; without, totals come from grids alone [default: on]
+    #[arg(long, value_name = "on|off", value_parser = values::switch)]
+    regions: Option<bool>,
+
+    /// Kernel memory that the grid of a device may take, as 4MiB; 0 is for no grids [default: 4MiB]
+    #[arg(long, value_name = "SIZE", value_parser = values::memory)]
+    grid_memory: Option<u64>,
+
     /// Control socket; an empty one is none [default: /run/dmfilemapd/control.sock]
     #[arg(long, value_name = "PATH", value_parser = values::absolute_path)]
     socket: Option<Place>,
@@ -164,6 +172,8 @@ impl Overrides {
             option("max_files", self.max_files, Setting::MaxFiles),
             option("max_device_regions", self.max_device_regions, Setting::MaxDeviceRegions),
             option("fold_above", self.fold_above, Setting::FoldAbove),
+            option("regions", self.regions, Setting::Regions),
+            option("grid_memory", self.grid_memory, Setting::GridMemory),
             option("socket", self.socket.clone(), Setting::Socket),
             option("metrics_listen", self.metrics_listen.clone(), Setting::MetricsListen),
             option("metrics_textfile", self.metrics_textfile.clone(), Setting::MetricsTextfile),

@@ -45,6 +45,10 @@ pub enum Setting {
     FoldAbove(u32),
     /// See [`Settings::create_share`].
     CreateShare(u8),
+    /// See [`Settings::regions`].
+    Regions(bool),
+    /// See [`Settings::grid_memory`].
+    GridMemory(u64),
     /// See [`Settings::socket`].
     Socket(Option<PathBuf>),
     /// See [`Settings::state_dir`].
@@ -79,6 +83,8 @@ impl Settings {
             Setting::MaxDeviceRegions(max) => self.max_device_regions = max,
             Setting::FoldAbove(number) => self.fold_above = number,
             Setting::CreateShare(share) => self.create_share = share,
+            Setting::Regions(on) => self.regions = on,
+            Setting::GridMemory(bytes) => self.grid_memory = bytes,
             Setting::Socket(path) => self.socket = path,
             Setting::StateDir(path) => self.state_dir = path,
             Setting::RemoveOnExit(remove) => self.remove_on_exit = remove,
@@ -136,7 +142,7 @@ const fn key(
 }
 
 /// All keys, in the order in which they are shown.
-pub const KEYS: [Key; 22] = [
+pub const KEYS: [Key; 24] = [
     key("interval", (Text, Anywhere), |t| interval(t, Setting::Interval), |s| time(s.interval)),
     key("max_interval", (Text, Anywhere), |t| interval(t, Setting::MaxInterval), max_interval),
     key("fixed", (Flag, Anywhere), |t| flag(t, Setting::Fixed), |s| s.fixed.to_string()),
@@ -197,6 +203,18 @@ pub const KEYS: [Key; 22] = [
         (Number, Top),
         |t| values::share(t).map(Setting::CreateShare),
         |s| s.create_share.to_string(),
+    ),
+    key(
+        "regions",
+        (Text, Anywhere),
+        |t| values::switch(t).map(Setting::Regions),
+        |s| values::show_switch(s.regions).to_owned(),
+    ),
+    key(
+        "grid_memory",
+        (Text, Top),
+        |t| values::memory(t).map(Setting::GridMemory),
+        |s| values::show_memory(s.grid_memory),
     ),
     key(
         "socket",

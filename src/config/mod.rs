@@ -40,6 +40,7 @@ pub const FOLDER: &str = "/etc/dmfilemapd";
 
 /// All settings, for the whole service and for files of which no entry says otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools)] // each is a setting of its own
 pub struct Settings {
     /// Between two looks at a file that changes. 500 ms.
     pub interval: Duration,
@@ -75,6 +76,10 @@ pub struct Settings {
     pub fold_above: u32,
     /// Percent of a device's time that creates may take. 50.
     pub create_share: u8,
+    /// Whether files get groups of regions.
+    pub regions: bool,
+    /// Kernel memory that the grid of a device may take, in bytes; none, for no grids. 4 MiB.
+    pub grid_memory: u64,
     /// Where the control socket is, if there is to be one. `/run/dmfilemapd/control.sock`.
     pub socket: Option<PathBuf>,
     /// Where totals are kept for the next service, if they are to be. `/var/lib/dmfilemapd`.
@@ -108,6 +113,8 @@ impl Default for Settings {
             max_device_regions: 4000,
             fold_above: 8,
             create_share: pace::SHARE,
+            regions: true,
+            grid_memory: 4 << 20,
             socket: Some(PathBuf::from("/run/dmfilemapd/control.sock")),
             state_dir: Some(PathBuf::from("/var/lib/dmfilemapd")),
             remove_on_exit: false,
@@ -129,6 +136,8 @@ pub struct Terms {
     pub max_interval: Duration,
     /// Owner's word of its regions.
     pub program_id: String,
+    /// Whether it gets a group at all.
+    pub regions: bool,
     /// Whether times are counted in nanoseconds. So they are where a bound needs it.
     pub precise: bool,
     /// Upper bounds of its latency histogram, in nanoseconds if `precise`, else in milliseconds.
@@ -161,6 +170,7 @@ impl Settings {
             interval: self.interval,
             max_interval: longest.max(self.interval),
             program_id: self.program_id.clone(),
+            regions: self.regions,
             precise: bounds.precise,
             bounds: bounds.text,
             alias: self.alias.clone(),
@@ -173,9 +183,9 @@ impl Terms {
     /// Whether a group that was made on these terms is as one made on the others.
     #[must_use]
     pub fn makes_groups_like(&self, other: &Terms) -> bool {
-        let Terms { interval: _, max_interval: _, limits: _, .. } = self;
-        let Terms { mode, program_id, precise, bounds, alias, .. } = self;
-        *mode == other.mode
+        let Terms { interval: _, max_interval: _, limits: _, mode, program_id, regions, .. } = self;
+        let Terms { precise, bounds, alias, .. } = self;
+        (*mode, *regions) == (other.mode, other.regions)
             && *program_id == other.program_id
             && (*precise, bounds) == (other.precise, &other.bounds)
             && *alias == other.alias

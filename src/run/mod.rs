@@ -7,9 +7,11 @@
 
 mod added;
 mod books;
+mod clerk;
 mod control;
 mod crew;
 mod exporter;
+mod grids;
 mod http;
 mod jobs;
 mod kept;
@@ -43,8 +45,10 @@ use crate::sample::Reach;
 use crate::socket::{self, Release};
 use crate::update::Template;
 use books::Books;
+use clerk::Manner;
 use control::{Desk, Question};
 use crew::Crew;
+use grids::{Grids, OnGrid};
 use jobs::{Did, Order, Sample, Wanted};
 use scan::{Errand, Finding};
 pub use service::Read;
@@ -94,6 +98,7 @@ enum Answer {
     Looked(Batch, Vec<Reach>),
     Event(Event),
     Did(Did),
+    Counted(grids::Counted),
     Found(Finding),
     Asked(Question, Sender<Reply>),
     Reload,
@@ -145,6 +150,7 @@ pub fn serve<D: Dm + Send + 'static>(
         patient: true,
         full_look: config.settings.full_look,
         read: Some(config.settings.read_interval),
+        read_all: config.settings.grid_memory > 0,
         ..settings
     };
     let mut run = Run::start(open.clone(), claim, settings, pacer, Some(Tidy::default()))?;
@@ -155,6 +161,7 @@ pub fn serve<D: Dm + Send + 'static>(
     let exported = config.settings.clone();
     let state_dir = config.settings.state_dir.clone();
     let service = Service::new(config);
+    let open_grids = paced(open.clone(), run.pacer.clone());
     let desk = Desk { main: run.sender.clone(), wanted: service.shared.clone(), read, open, claim };
     run.service = Some(service);
     let desk = Arc::new(desk);
@@ -166,13 +173,26 @@ pub fn serve<D: Dm + Send + 'static>(
     let exporter = exporter::start(&exported, &ask)?;
     let server = path.as_ref().map(|path| socket::serve(path, answer)).transpose()?;
     // Only now: another service may have been there.
-    run.books = Some(Books::open(state_dir.as_ref()));
+    let mut books = Books::open(state_dir.as_ref());
+    let saved = std::mem::take(&mut books.grids);
+    run.books = Some(books);
+    if exported.grid_memory > 0 {
+        let manner = Manner {
+            claim,
+            precise: exported.precise,
+            limits: grids::limits(exported.grid_memory),
+            settle: settings.settle,
+            full_look: settings.full_look,
+        };
+        run.grids = Some(Grids::new(open_grids, manner, saved, run.sender.clone())?);
+    }
     if let Some(path) = path {
         run.recall(&path);
     }
     supervisor::ready();
     ready();
     let outcome = run.serve();
+    run.end_grids();
     run.save_at_end();
     drop((server, exporter)); // nobody is left who would answer
     Ok(outcome)
@@ -192,6 +212,8 @@ struct Run {
     service: Option<Service>,
     /// What is counted, if anybody may ask for it.
     books: Option<Books>,
+    /// What counts whole devices, if that is wanted.
+    grids: Option<Grids>,
     /// Who waits for a file to be let go.
     releases: HashMap<FileId, Vec<Release>>,
     /// Until when who asked for the end may take to hear so.
@@ -221,6 +243,8 @@ struct File {
     claimed: Option<Claimed>,
     /// Whose account it is in the ledger, if there is one.
     holder: Option<Holder>,
+    /// Where that has its counters from.
+    on_grid: OnGrid,
 }
 
 impl File {
@@ -232,6 +256,14 @@ impl File {
 
 /// Descriptors that are not for followed files: ours, and those of threads that open something.
 const DESCRIPTORS_KEPT: usize = 128;
+
+/// What `open` gives, whose regions are created at a pace.
+fn paced<D: Dm>(
+    open: impl Fn() -> io::Result<D>,
+    pacer: Pacer,
+) -> impl Fn() -> io::Result<Paced<D>> {
+    move || Ok(Paced::new(open()?, pacer.clone()))
+}
 
 impl Run {
     fn start<D: Dm + Send + 'static>(
@@ -245,10 +277,10 @@ impl Run {
         let (sender, inbox) = unbounded();
         let inbox_of_samplers = sender.clone();
         let samplers = Crew::new("sampler", move || Ok(jobs::sampler(inbox_of_samplers.clone())))?;
-        let (inbox_of_ioctls, pace) = (sender.clone(), pacer.clone());
+        let (inbox_of_ioctls, open) = (sender.clone(), paced(open, pacer.clone()));
         let counting = settings.read.is_some();
         let ioctls = Crew::new("ioctl", move || {
-            let (dm, inbox) = (Paced::new(open()?, pace.clone()), inbox_of_ioctls.clone());
+            let (dm, inbox) = (open()?, inbox_of_ioctls.clone());
             Ok(jobs::ioctls(dm, claim, inbox, tidy.clone(), counting))
         })?;
         let limit = raise_descriptor_limit();
@@ -264,6 +296,7 @@ impl Run {
             scouts: None,
             service: None,
             books: None,
+            grids: None,
             releases: HashMap::new(),
             farewell: None,
             supervisor: Supervisor::new(),
@@ -318,7 +351,8 @@ impl Run {
         let file = self.engine.follow(self.now(), spec);
         let making = Some(Box::new((template, mark)));
         let reach = Some(reach);
-        let followed = File { path, reach, making, made: false, claimed, holder };
+        let followed =
+            File { path, reach, making, made: false, claimed, holder, on_grid: OnGrid::No };
         if file.index() == self.files.len() {
             if self.files.len() == self.files.capacity() {
                 self.files.reserve_exact(self.files.len() / 8 + 16); // as the engine does
@@ -365,6 +399,7 @@ impl Run {
             Ok(Answer::Event(Event::Stop)) => self.stop(events),
             Ok(Answer::Event(event)) => events.push(event),
             Ok(Answer::Did(did)) => self.did(did, events),
+            Ok(Answer::Counted(counted)) => self.counted(counted, events),
             Ok(Answer::Found(finding)) => self.found(finding, events),
             Ok(Answer::Asked(question, reply)) => self.asked(question, &reply, events),
             Ok(Answer::Reload) => self.reload(),
@@ -425,6 +460,12 @@ impl Run {
                 let want = Wanted(want, limits);
                 give(&self.ioctls, Order::Update { file, device, group, want });
             }
+            Action::Update(file, device, None, ..) if !self.wants_regions(file) => {
+                // An earlier service may have made one.
+                let key =
+                    self.files[file.index()].making.as_deref().map_or(0, |(_, mark)| mark.key);
+                give(&self.ioctls, Order::Clear { file, device, key });
+            }
             Action::Update(file, device, None, want, limits) => {
                 let want = Wanted(want, limits);
                 let (template, mark) = self.files[file.index()].making.as_deref().cloned().expect(
@@ -439,6 +480,7 @@ impl Run {
             Action::Read(device, groups) => {
                 let before = self.books.as_ref().and_then(|books| books.stat(device));
                 give(&self.ioctls, Order::Read { device, groups, before });
+                self.begin_round(device);
             }
             Action::Report(file, report) => self.report(file, &report),
             Action::Finish => unreachable!("serve() returns then"),
@@ -459,9 +501,16 @@ impl Run {
             Report::LetGo(end) => {
                 self.let_go(file, end);
                 self.release(file, end);
+                self.retire_grids();
             }
             _ => {}
         }
+    }
+
+    /// Whether the file is to have a group.
+    fn wants_regions(&self, file: FileId) -> bool {
+        let claimed = self.files[file.index()].claimed.as_ref();
+        claimed.is_none_or(|claimed| claimed.terms.regions)
     }
 
     fn close(&mut self, file: FileId) {
