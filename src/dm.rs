@@ -54,6 +54,10 @@ pub trait Dm {
     /// for a region, `EACCES` no `CAP_SYS_ADMIN` in the initial user namespace.
     fn message(&mut self, device: Device, text: &[u8]) -> io::Result<Reply>;
 
+    /// The next message is not to be held back to let the device's I/O through, if it would be: it
+    /// creates a region that is to have an id which has just become free, and anybody may get that.
+    fn hurry(&mut self) {}
+
     /// Begins a turn at the device, which lasts until [`Dm::end_turn`] or the end of the process.
     /// One at a time. It keeps out nobody but those who ask for turns.
     ///
@@ -89,6 +93,10 @@ pub trait Dm {
 impl<D: Dm + ?Sized> Dm for &mut D {
     fn message(&mut self, device: Device, text: &[u8]) -> io::Result<Reply> {
         (**self).message(device, text)
+    }
+
+    fn hurry(&mut self) {
+        (**self).hurry();
     }
 
     fn begin_turn(&mut self, device: Device, turn: Turn) -> io::Result<()> {

@@ -6,12 +6,13 @@ use std::time::Duration;
 use dmfilemapd::dm::Device;
 use dmfilemapd::engine::{
     Action, Batch, End, Engine, Event, FileId, MAPPING_MAX, MAPS_MAX, Pace, Report, STAMPS_MAX,
-    Settings, Spec, State, Time,
+    Settings, Spec, State, Sweep, Time,
 };
 use dmfilemapd::extent::{Extent, Extents};
 use dmfilemapd::group::Mark;
 use dmfilemapd::message::RegionId;
 use dmfilemapd::mode::Mode;
+use dmfilemapd::shape::Limits;
 use dmfilemapd::sight::{Map, Sight, Stamp};
 use dmfilemapd::update::{self, Group, Standing, Updated};
 
@@ -25,6 +26,7 @@ const SPEC: Spec = Spec {
     group: Some(GROUP),
     restless: false,
     pace: Pace { interval: SECOND, max_interval: SECOND },
+    limits: Limits::NONE,
 };
 
 fn at(seconds: u32) -> Time {
@@ -123,11 +125,12 @@ impl Bench {
     }
 
     fn stands(&mut self, standing: Standing) {
-        self.happens(Event::Swept(DEVICE, Ok(vec![(FILE, standing)])));
+        let sweep = Sweep { standings: vec![(FILE, standing)], regions: 1 };
+        self.happens(Event::Swept(DEVICE, Ok(sweep)));
     }
 
     fn expect_update(&mut self, len: u64) {
-        let update = Action::Update(FILE, DEVICE, Some(GROUP), extents(len));
+        let update = Action::Update(FILE, DEVICE, Some(GROUP), extents(len), Limits::NONE);
         assert_eq!(self.actions, [update]);
         self.actions.clear();
     }
@@ -166,7 +169,16 @@ fn mapped(changed: i64, len: u64) -> Sight {
 
 fn updated(id: u32) -> Updated {
     let group = Group { id: RegionId(id), ..GROUP };
-    Updated { group, members: 1, created: 1, deleted: 0, made: false, descriptor_len: 80 }
+    Updated {
+        group,
+        members: 1,
+        created: 1,
+        deleted: 0,
+        foreign: 0,
+        fingerprint: extents(8).fingerprint(),
+        made: false,
+        descriptor_len: 80,
+    }
 }
 
 fn refusal(errno: i32) -> update::Error {
@@ -580,7 +592,8 @@ impl Crowd {
                         tidy: true,
                     };
                     let standings = groups.iter().map(|(file, _)| (*file, standing)).collect();
-                    self.happens(Event::Swept(device, Ok(standings)));
+                    let sweep = Sweep { standings, regions: groups.len() };
+                    self.happens(Event::Swept(device, Ok(sweep)));
                 }
                 Action::Gauge(device) if answers(device) => {
                     self.happens(Event::Gauged(device, Some(writes)));
@@ -639,7 +652,7 @@ fn a_device_has_a_bounded_share_of_the_work_and_holds_up_no_other() {
     assert_eq!(out.len(), MAPPING_MAX, "{out:?}");
     assert!(out.iter().all(|batch| stuck(batch.device) && batch.looks.len() <= MAPS_MAX));
     let statuses: Vec<_> = crowd.engine.device_statuses(crowd.now).collect();
-    assert_eq!(statuses[1].busy, 20 * SECOND);
+    assert_eq!(statuses[1].looking, 20 * SECOND);
     let lags = [0, 1].map(|file| crowd.engine.file_status(crowd.now, FileId(file)).unwrap().lag);
     assert!(lags[0] <= SECOND / 50 && lags[1] == 20 * SECOND, "{lags:?}");
 }

@@ -15,6 +15,7 @@ use crate::mode::Mode;
 use crate::place::{self, Obstacle, Place};
 use crate::run::Entry;
 use crate::sample;
+use crate::shape::Limits;
 use crate::update;
 
 #[derive(Debug, Args)]
@@ -76,10 +77,11 @@ impl Files {
             let group = group.map_err(|error| Failure::at(&path, error))?;
             let keys = [Mode::Inode, Mode::Path].map(|mode| mark(&path, mode, &place).key);
             let template = terms.template(alias);
-            entries.push((
-                entry(Some(file), &path, terms.mode, &place, group, template, terms.pace()),
-                keys,
-            ));
+            let mut entry =
+                entry(Some(file), &path, terms.mode, &place, group, template, terms.pace());
+            // Nobody keeps what regions have counted that are folded.
+            entry.spec.limits = Limits { fold_above: None, ..terms.limits };
+            entries.push((entry, keys));
         }
         Ok(entries)
     }

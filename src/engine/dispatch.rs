@@ -8,6 +8,7 @@ use super::lane::{Lane, MAPS_MAX, Order, STAMPS_MAX};
 use super::time::Time;
 use super::{Engine, FileId, phase};
 use crate::dm::Device;
+use crate::shape::Limits;
 use crate::sight::Sight;
 use crate::update::Group;
 
@@ -130,11 +131,23 @@ impl Engine {
                 continue;
             }
             lane.ordering = Some(now);
+            let (device, level) = (lane.device, lane.budget.level());
             actions.push(match order {
-                Order::Update(file, group, want) => Action::Update(file, lane.device, group, want),
-                Order::Remove(file, group) => Action::Remove(file, lane.device, group),
+                Order::Update(file, group, want) => {
+                    let limits = self.limit(file, level);
+                    Action::Update(file, device, group, want, limits)
+                }
+                Order::Remove(file, group) => Action::Remove(file, device, group),
             });
+            return;
         }
+    }
+
+    /// What an update of the file is to keep to, where no group may have more regions than `level`.
+    fn limit(&mut self, file: FileId, level: u32) -> Limits {
+        let Some(followed) = self.followed(file) else { return Limits::NONE };
+        followed.ordered = followed.limits.max_regions.min(level);
+        Limits { max_regions: followed.ordered, ..followed.limits }
     }
 
     /// Sweeps the lanes that are due, in one pass over the files.

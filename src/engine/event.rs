@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{FileId, Report};
 use crate::dm::Device;
 use crate::extent::Extents;
+use crate::shape::Limits;
 use crate::sight::{Sight, Stamp};
 use crate::update::{self, Group, Standing, Updated};
 
@@ -31,6 +32,15 @@ pub struct Batch {
     pub looks: Vec<Look>,
 }
 
+/// A listing of a device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sweep {
+    /// How the groups stand.
+    pub standings: Vec<(FileId, Standing)>,
+    /// Regions on the device, whoever made them.
+    pub regions: usize,
+}
+
 /// What a reading was like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
@@ -54,7 +64,7 @@ pub enum Event {
     /// The group of a file that is no more was deleted, or not.
     Removed(Device, FileId, Result<usize, update::Error>),
     /// A look at groups of one device came back.
-    Swept(Device, Result<Vec<(FileId, Standing)>, update::Error>),
+    Swept(Device, Result<Sweep, update::Error>),
     /// A reading of what a device's groups have counted came back.
     Read(Device, Reading),
     /// What was still to come of a reading is here, and this is what all of it was like.
@@ -74,8 +84,9 @@ pub enum Action {
     Look(Batch),
     /// Close the file's descriptor, which a look by path may have left open.
     Close(FileId),
-    /// Make the file's regions cover these extents; make or find the group if there is none.
-    Update(FileId, Device, Option<Group>, Extents),
+    /// Make the file's regions cover these extents, within limits; make or find the group if there
+    /// is none.
+    Update(FileId, Device, Option<Group>, Extents, Limits),
     /// Delete the group: its file is no more, or nobody wants it.
     Remove(FileId, Device, Group),
     /// Look at these groups of the device.

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::FileId;
+use super::budget::Budget;
 use super::time::Time;
 use crate::dm::Device;
 use crate::extent::Extents;
@@ -53,8 +54,11 @@ pub(super) struct Lane {
     pub(super) sweep: Time,
     pub(super) reads: Reads,
     pub(super) gauge: Gauge,
-    /// Regions created so far.
-    pub(super) creates: u64,
+    /// Regions that the groups may have.
+    pub(super) budget: Budget,
+    /// Regions of the groups, and of anybody when the device was last listed.
+    pub(super) own_regions: u64,
+    pub(super) regions: Option<u64>,
 }
 
 /// When what the groups have counted is read.
@@ -87,7 +91,7 @@ pub(super) struct Gauge {
 }
 
 impl Lane {
-    pub(super) fn new(device: Device, sweep: Time, read: Option<Time>) -> Lane {
+    pub(super) fn new(device: Device, sweep: Time, read: Option<Time>, max_regions: u32) -> Lane {
         Lane {
             device,
             files: 0,
@@ -100,7 +104,9 @@ impl Lane {
             sweep,
             reads: Reads::new(read),
             gauge: Gauge::new(),
-            creates: 0,
+            budget: Budget::new(max_regions),
+            own_regions: 0,
+            regions: None,
         }
     }
 
@@ -110,10 +116,9 @@ impl Lane {
             && self.mapping.iter().any(Option::is_none)
     }
 
-    /// When the oldest of what is under way was begun.
-    pub(super) fn busy_since(&self) -> Option<Time> {
-        let maps = self.mapping.iter().copied().flatten();
-        maps.chain(self.stamping).chain(self.ordering).min()
+    /// When the oldest of the looks that are under way was begun.
+    pub(super) fn looking_since(&self) -> Option<Time> {
+        self.mapping.iter().copied().flatten().chain(self.stamping).min()
     }
 
     pub(super) fn is_to_be_swept(&self, now: Time) -> bool {

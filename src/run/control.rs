@@ -26,11 +26,12 @@ use crate::message::RegionId;
 use crate::mode::Mode;
 use crate::place::{self, Place};
 use crate::request::{
-    DeviceState, DeviceStatus, FilePath, FileStatus, Follow, Reply, Request, ServiceStatus, Status,
-    Totals,
+    DeviceState, DeviceStatus, FilePath, FileStatus, Follow, REGION_COST_NS, Reply, Request,
+    ServiceStatus, Status, Totals,
 };
 use crate::sample;
 use crate::socket::{self, Peer, Release};
+use crate::survey::kernel_stats_bytes;
 use crate::update;
 
 /// How long a client waits for main before it is told that the service is busy.
@@ -198,7 +199,10 @@ pub(super) fn fresh(
         None => Key::new(terms.mode, path, place.device, place.inode),
     };
     let template = terms.template(Vec::new());
-    let entry = entry(open, path, terms.mode, place, group, template, terms.pace());
+    let mut entry = entry(open, path, terms.mode, place, group, template, terms.pace());
+    if group.is_none() {
+        entry.spec.limits = terms.limits; // lvm2's command line knows none
+    }
     Fresh { key, terms, by, entry }
 }
 
@@ -295,7 +299,7 @@ impl Run {
         let now = self.now();
         let clock = unix_time();
         let devices: Vec<DeviceStatus> =
-            self.engine.device_statuses(now).map(|status| device_status(&status)).collect();
+            self.engine.device_statuses(now).map(|status| self.device_status(&status)).collect();
         let wanted = |file: &FileId| path.is_none_or(|path| self.is_at(*file, path));
         let files = self.followed().filter(wanted).filter_map(|file| {
             let status = self.engine.file_status(now, file)?;
@@ -322,7 +326,34 @@ impl Run {
             uptime_seconds: now.since_start().as_secs_f64(),
             files: self.engine.len() as u64,
             lag_seconds: lag.map(|file| file.lag).max().unwrap_or_default().as_secs_f64(),
+            kernel_stats_bytes: kernel_stats_bytes(),
             config_error: self.service.as_ref().and_then(|service| service.config_error.clone()),
+        }
+    }
+
+    pub(super) fn device_status(&self, status: &engine::DeviceStatus) -> DeviceStatus {
+        let (name, _) = crate::entry::describe(status.device);
+        let toll = self.pacer.toll(status.device);
+        // An update that creates many regions takes long, and the device answers all the while.
+        let silence = self.pacer.silence(status.device).unwrap_or(Duration::MAX);
+        let stuck = status.looking.max(status.ordering.min(silence));
+        let state = match name.is_empty() {
+            true if Path::new("/sys/block").exists() => DeviceState::Gone,
+            false if stuck >= STUCK => DeviceState::Stuck,
+            _ => DeviceState::Ok, // as far as can be told
+        };
+        DeviceStatus {
+            device: status.device.to_string(),
+            name,
+            uuid: uuid(status.device),
+            files: status.files as u64,
+            state,
+            regions: status.regions,
+            own_regions: status.own_regions,
+            own_io_cost_estimated_ns: status.own_regions * REGION_COST_NS,
+            creates: toll.creates,
+            creates_time_ns: nanoseconds(toll.stalled),
+            stuck_seconds: if state == DeviceState::Stuck { stuck.as_secs_f64() } else { 0.0 },
         }
     }
 }
@@ -331,22 +362,8 @@ pub(super) fn not_followed(path: &Path) -> Reply {
     Reply::Error(format!("{} is not followed; status shows what is", path.display()))
 }
 
-pub(super) fn device_status(status: &engine::DeviceStatus) -> DeviceStatus {
-    let (name, _) = crate::entry::describe(status.device);
-    let state = match name.is_empty() {
-        true if Path::new("/sys/block").exists() => DeviceState::Gone,
-        false if status.busy >= STUCK => DeviceState::Stuck,
-        _ => DeviceState::Ok, // as far as can be told
-    };
-    DeviceStatus {
-        device: status.device.to_string(),
-        name,
-        uuid: uuid(status.device),
-        files: status.files as u64,
-        state,
-        creates: status.creates,
-        stuck_seconds: if state == DeviceState::Stuck { status.busy.as_secs_f64() } else { 0.0 },
-    }
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn file_status(
@@ -364,8 +381,10 @@ fn file_status(
         device_name,
         group: status.group.map(|group| group.0),
         regions: status.regions,
+        max_regions: status.max_regions,
         extents: status.extents,
         mapped_bytes,
+        foreign_bytes: status.foreign_sectors * SECTOR_BYTES,
         unmapped_bytes: status.size.unwrap_or(0).saturating_sub(mapped_bytes),
         state: status.state.as_str().to_owned(),
         last_change_unix_seconds,
@@ -388,6 +407,8 @@ fn unfit_status(path: &Path, why: &str) -> FileStatus {
         sectors: 0,
         shared_sectors: 0,
         inode: None,
+        foreign_sectors: 0,
+        max_regions: 0,
         size: None,
         state: State::New,
         changed: None,

@@ -11,12 +11,13 @@ use super::Answer;
 use super::tidy::Tidy;
 use crate::counters::Reading;
 use crate::dm::{Device, Dm};
-use crate::engine::{self, Batch, Event, FileId};
+use crate::engine::{self, Batch, Event, FileId, Sweep};
 use crate::entry::sysfs;
 use crate::extent::Extents;
 use crate::group::Mark;
 use crate::kernel::fiemap::Pages;
 use crate::sample::{self, Reach};
+use crate::shape::{Limits, Want};
 use crate::sight::Sight;
 use crate::update::{self, Group, Passage, Tally, Template};
 
@@ -35,7 +36,7 @@ pub(super) enum Order {
         device: Device,
         template: Template,
         mark: Mark,
-        want: Extents,
+        want: Wanted,
     },
     /// Delete the group with a mark of this key, if there is one.
     Clear {
@@ -47,7 +48,7 @@ pub(super) enum Order {
         file: FileId,
         device: Device,
         group: Group,
-        want: Extents,
+        want: Wanted,
     },
     Remove {
         file: FileId,
@@ -96,6 +97,15 @@ pub(super) struct Pass {
 
 /// What a group has counted.
 pub(super) type Counts = (FileId, Group, Tally);
+
+/// What a group is to show, and within which limits.
+pub(super) struct Wanted(pub(super) Extents, pub(super) Limits);
+
+impl Wanted {
+    fn get(&self) -> Want<'_> {
+        Want { extents: &self.0, limits: self.1 }
+    }
+}
 
 /// A sampler: what it does with a job.
 pub(super) fn sampler(inbox: Sender<Answer>) -> impl FnMut(Sample) + Send {
@@ -155,22 +165,22 @@ fn carry_out(dm: &mut impl Dm, claim: u32, order: Order, counting: bool) -> (Eve
     match order {
         Order::Establish { file, device, template, mark, want } if counting => {
             let (passage, updated) =
-                update::establish_counted(dm, device, &template, mark, claim, &want);
+                update::establish_counted(dm, device, &template, mark, claim, want.get());
             (Event::Updated(device, file, updated), passed(file, passage))
         }
         Order::Establish { file, device, template, mark, want } => {
-            let updated = update::establish(dm, device, &template, mark, claim, &want);
+            let updated = update::establish(dm, device, &template, mark, claim, want.get());
             (Event::Updated(device, file, updated), None)
         }
         Order::Clear { file, device, key } => {
             (Event::Updated(device, file, clear(dm, device, key)), None)
         }
         Order::Update { file, device, group, want } if counting => {
-            let (passage, updated) = update::update_counted(dm, device, group, &want);
+            let (passage, updated) = update::update_counted(dm, device, group, want.get());
             (Event::Updated(device, file, updated.map(Some)), passed(file, passage))
         }
         Order::Update { file, device, group, want } => {
-            let updated = update::update(dm, device, group, &want);
+            let updated = update::update(dm, device, group, want.get());
             (Event::Updated(device, file, updated.map(Some)), None)
         }
         Order::Remove { file, device, group } if counting => {
@@ -182,9 +192,11 @@ fn carry_out(dm: &mut impl Dm, claim: u32, order: Order, counting: bool) -> (Eve
         }
         Order::Sweep { device, groups } => {
             let (files, groups): (Vec<FileId>, Vec<Group>) = groups.into_iter().unzip();
-            let standings = update::look(dm, device, &groups);
-            let seen = standings.map(|seen| iter::zip(files, seen).collect());
-            (Event::Swept(device, seen), None)
+            let sweep = update::look(dm, device, &groups).map(|(standings, regions)| {
+                let standings = iter::zip(files, standings).collect();
+                Sweep { standings, regions }
+            });
+            (Event::Swept(device, sweep), None)
         }
         Order::Read { device, groups, before } => {
             let pass = read(dm, device, groups, before.as_deref());

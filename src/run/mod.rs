@@ -40,6 +40,7 @@ use crate::engine::{Action, Batch, End, Engine, Event, FileId, Report, Settings,
 use crate::group::Mark;
 use crate::kernel::process::raise_descriptor_limit;
 use crate::ledger::Holder;
+use crate::pace::{self, Paced, Pacer};
 use crate::request::Reply;
 use crate::sample::Reach;
 use crate::socket::{self, Release};
@@ -50,7 +51,7 @@ use clerk::Manner;
 use control::{Desk, Question};
 use crew::Crew;
 use grids::Grids;
-use jobs::{Did, Order, Sample};
+use jobs::{Did, Order, Sample, Wanted};
 use scan::{Errand, Finding};
 pub use service::Read;
 use service::{Claimed, Service};
@@ -68,6 +69,21 @@ pub struct Entry {
     pub template: Template,
     /// What its group is marked with, should it have no mark.
     pub mark: Mark,
+}
+
+/// How a run treats the devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Manners {
+    /// Percent of a device's time that creates may take.
+    pub create_share: u8,
+    /// Whether the groups that it has made are deleted when a signal says stop.
+    pub remove_on_exit: bool,
+}
+
+impl Default for Manners {
+    fn default() -> Manners {
+        Manners { create_share: pace::SHARE, remove_on_exit: false }
+    }
 }
 
 /// Why a run ended.
@@ -94,8 +110,7 @@ enum Answer {
 ///
 /// `open` gives each thread that talks to the device-mapper one of its own, of which all lead to
 /// the same regions. `claim` is what says that this process speaks for the groups. `ready` is
-/// called once everything that may fail has been done. With `remove_on_exit` the groups that were
-/// made meanwhile are deleted when a signal says stop.
+/// called once everything that may fail has been done.
 ///
 /// # Errors
 ///
@@ -105,11 +120,11 @@ pub fn run<D: Dm + Send + 'static>(
     claim: u32,
     entries: Vec<Entry>,
     settings: Settings,
-    remove_on_exit: bool,
+    manners: Manners,
     ready: impl FnOnce(),
 ) -> io::Result<Outcome> {
-    let mut run = Run::start(open, claim, settings, None)?;
-    run.remove_on_exit = remove_on_exit;
+    let mut run = Run::start(open, claim, settings, Pacer::new(manners.create_share), None)?;
+    run.remove_on_exit = manners.remove_on_exit;
     run.wait_for_signals(&[SIGTERM, SIGINT])?;
     for entry in entries {
         run.follow(entry, None);
@@ -132,6 +147,7 @@ pub fn serve<D: Dm + Send + 'static>(
     settings: Settings,
     ready: impl FnOnce(),
 ) -> io::Result<Outcome> {
+    let pacer = Pacer::new(config.settings.create_share);
     let settings = Settings {
         patient: true,
         full_look: config.settings.full_look,
@@ -139,14 +155,14 @@ pub fn serve<D: Dm + Send + 'static>(
         read_all: config.settings.grid_memory > 0,
         ..settings
     };
-    let mut run = Run::start(open.clone(), claim, settings, Some(Tidy::default()))?;
+    let mut run = Run::start(open.clone(), claim, settings, pacer, Some(Tidy::default()))?;
     run.wait_for_signals(&[SIGTERM, SIGINT, SIGHUP])?;
     let read = Arc::new(read);
     run.employ_scout(read.clone(), open.clone(), claim)?;
     let path = config.settings.socket.clone();
     let exported = config.settings.clone();
     let service = Service::new(config);
-    let open_grids = open.clone();
+    let open_grids = paced(open.clone(), run.pacer.clone());
     let desk = Desk { main: run.sender.clone(), wanted: service.shared.clone(), read, open, claim };
     run.service = Some(service);
     let desk = Arc::new(desk);
@@ -179,6 +195,8 @@ struct Run {
     sender: Sender<Answer>,
     samplers: Crew<Sample>,
     ioctls: Crew<Order>,
+    /// Says when the ioctl threads may create a region.
+    pacer: Pacer,
     scouts: Option<Crew<Errand>>,
     service: Option<Service>,
     /// What is counted, if anybody may ask for it.
@@ -228,22 +246,31 @@ impl File {
 /// Descriptors that are not for followed files: ours, and those of threads that open something.
 const DESCRIPTORS_KEPT: usize = 128;
 
+/// What `open` gives, whose regions are created at a pace.
+fn paced<D: Dm>(
+    open: impl Fn() -> io::Result<D>,
+    pacer: Pacer,
+) -> impl Fn() -> io::Result<Paced<D>> {
+    move || Ok(Paced::new(open()?, pacer.clone()))
+}
+
 impl Run {
     fn start<D: Dm + Send + 'static>(
         open: impl Fn() -> io::Result<D> + 'static,
         claim: u32,
         settings: Settings,
+        pacer: Pacer,
         tidy: Option<Tidy>,
     ) -> io::Result<Run> {
         // Unbounded, but a file is in one job at most.
         let (sender, inbox) = unbounded();
         let inbox_of_samplers = sender.clone();
         let samplers = Crew::new("sampler", move || Ok(jobs::sampler(inbox_of_samplers.clone())))?;
-        let inbox_of_ioctls = sender.clone();
+        let (inbox_of_ioctls, open) = (sender.clone(), paced(open, pacer.clone()));
         let counting = settings.read.is_some();
         let ioctls = Crew::new("ioctl", move || {
-            let inbox = inbox_of_ioctls.clone();
-            Ok(jobs::ioctls(open()?, claim, inbox, tidy.clone(), counting))
+            let (dm, inbox) = (open()?, inbox_of_ioctls.clone());
+            Ok(jobs::ioctls(dm, claim, inbox, tidy.clone(), counting))
         })?;
         let limit = raise_descriptor_limit();
         Ok(Run {
@@ -254,6 +281,7 @@ impl Run {
             sender,
             samplers,
             ioctls,
+            pacer,
             scouts: None,
             service: None,
             books: None,
@@ -444,16 +472,18 @@ impl Run {
             }
             Action::Gauge(device) => give(&self.samplers, Sample::Gauge(device)),
             Action::Close(file) => self.close(file),
-            Action::Update(file, device, Some(group), want) => {
+            Action::Update(file, device, Some(group), want, limits) => {
+                let want = Wanted(want, limits);
                 give(&self.ioctls, Order::Update { file, device, group, want });
             }
-            Action::Update(file, device, None, _) if !self.wants_regions(file) => {
+            Action::Update(file, device, None, ..) if !self.wants_regions(file) => {
                 // An earlier service may have made one.
                 let key =
                     self.files[file.index()].making.as_deref().map_or(0, |(_, mark)| mark.key);
                 give(&self.ioctls, Order::Clear { file, device, key });
             }
-            Action::Update(file, device, None, want) => {
+            Action::Update(file, device, None, want, limits) => {
+                let want = Wanted(want, limits);
                 let (template, mark) = self.files[file.index()].making.as_deref().cloned().expect(
                     "what a group is made from is kept until there is one, and it is never undone",
                 );

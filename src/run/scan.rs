@@ -167,7 +167,9 @@ fn prepare(found: &Found, terms: &Terms, require: Require) -> Result<Entry, Stri
         return Err("it was replaced while it was looked at".to_owned());
     }
     let template = terms.template(Vec::new());
-    Ok(entry(None, &found.path, terms.mode, &place, None, template, terms.pace()))
+    let mut entry = entry(None, &found.path, terms.mode, &place, None, template, terms.pace());
+    entry.spec.limits = terms.limits;
+    Ok(entry)
 }
 
 /// For the scout.

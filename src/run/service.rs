@@ -199,6 +199,8 @@ impl Run {
         }
         self.engine.set_full_look(config.settings.full_look);
         self.engine.set_read(config.settings.read_interval);
+        self.engine.set_max_device_regions(now, config.settings.max_device_regions);
+        self.pacer.set_share(config.settings.create_share);
         service.config_error = None;
         service.dismissed.clear();
         service.wanted = Arc::new(config.into());
@@ -244,6 +246,7 @@ impl Run {
     /// A file that is followed is wanted by this rule now, which may say something else than the
     /// one before.
     fn still_wanted(&mut self, key: Key, rule: u32) -> Option<Event> {
+        let now = self.now();
         let file = self.file_of(key)?;
         let terms = self.service.as_ref()?.wanted.terms[rule as usize].clone();
         let claimed = self.files[file.index()].claimed.as_mut()?;
@@ -258,6 +261,7 @@ impl Run {
             return Some(Event::Forget(file, true)); // the next scan finds it, and makes another
         }
         self.engine.set_pace(file, terms.pace());
+        self.engine.set_limits(now, file, terms.limits);
         None
     }
 
@@ -342,6 +346,7 @@ impl Run {
         }
         self.ending = Some(self.now() + REMOVAL_MAX);
         self.service = None; // nothing new is followed from here on
+        self.pacer.stop(); // and no update that is under way takes long
         self.engine.set_patient(false);
         for file in self.followed() {
             events.push(Event::Forget(file, self.files[file.index()].made));

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::Run;
 use super::accounts::OnGrid;
 use super::books::{Books, unix_time};
-use super::control::{device_status, not_followed};
+use super::control::not_followed;
 use crate::engine::{self, FileId};
 use crate::extent::SECTOR_BYTES;
 use crate::request::{
@@ -92,6 +92,7 @@ impl Run {
             regions: status.regions.into(),
             extents: Some(status.extents.into()),
             mapped_bytes,
+            foreign_bytes: Some(status.foreign_sectors * SECTOR_BYTES),
             unmapped_bytes: status.size.map(|size| size.saturating_sub(mapped_bytes)),
             shared_bytes: Some(status.shared_sectors * SECTOR_BYTES),
             last_change_unix_seconds: changed,
@@ -110,14 +111,17 @@ impl Run {
         let seen = books.devices.get(&status.device);
         let grid = self.grids.as_ref().and_then(|grids| grids.totals(status.device)).cloned();
         let whole = seen.and_then(|seen| seen.whole.as_ref());
-        let status = device_status(status);
+        let status = self.device_status(status);
         DeviceTotals {
             device: status.device,
             name: status.name,
             uuid: status.uuid,
             files: status.files,
             regions: seen.map_or(0, |seen| seen.regions as u64),
+            own_regions: status.own_regions,
+            own_io_cost_estimated_ns: status.own_io_cost_estimated_ns,
             creates: status.creates,
+            creates_time_ns: status.creates_time_ns,
             state: status.state,
             stuck_seconds: status.stuck_seconds,
             read_unix_seconds: seen.and_then(|seen| seen.at),
