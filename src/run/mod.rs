@@ -73,9 +73,12 @@ pub enum Outcome {
     NothingLeft,
 }
 
+/// Descriptors that the files of a batch have, and may get, while it is away.
+type Reserved = usize;
+
 /// What threads put into main's inbox.
 enum Answer {
-    Looked(Batch, Vec<Reach>),
+    Looked(Batch, Vec<Reach>, Reserved),
     Event(Event),
     Did(Did),
     Found(Finding),
@@ -185,7 +188,7 @@ struct Run {
     ending: Option<Time>,
     /// Batches that came back, for their room.
     spare: Vec<Vec<Reach>>,
-    /// Files that are open, and how many may be.
+    /// Files that are open or may be by now, and how many may be.
     open: usize,
     open_max: usize,
     outcome: Outcome,
@@ -337,7 +340,8 @@ impl Run {
             None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
         match answer {
-            Ok(Answer::Looked(batch, reaches)) => {
+            Ok(Answer::Looked(batch, reaches, reserved)) => {
+                self.open -= reserved;
                 self.take_back(&batch, reaches);
                 self.count_failed_looks(&batch.looks);
                 events.push(Event::Looked(batch));
@@ -386,19 +390,23 @@ impl Run {
         self.spare.push(reaches);
     }
 
+    fn hand_out(&mut self, batch: Batch) {
+        let mut reaches = self.spare.pop().unwrap_or_default();
+        for look in &batch.looks {
+            let reach = self.files[look.file.index()].reach.take();
+            reaches.push(reach.expect("a file has one job at most, so its reach is here"));
+        }
+        let open = reaches.iter().filter(|reach| reach.open.is_some()).count();
+        let more = if batch.maps.is_some() { reaches.len() - open } else { 0 };
+        let keep = self.open + more <= self.open_max;
+        let reserved = if keep { open + more } else { open };
+        self.open += reserved - open;
+        give(&self.samplers, Sample::Look { batch, reaches, keep, reserved });
+    }
+
     fn act(&mut self, action: Action) {
         match action {
-            Action::Look(batch) => {
-                let mut reaches = self.spare.pop().unwrap_or_default();
-                for look in &batch.looks {
-                    let reach = self.files[look.file.index()].reach.take();
-                    let reach = reach.expect("a file has one job at most, so its reach is here");
-                    self.open -= usize::from(reach.open.is_some());
-                    reaches.push(reach);
-                }
-                let keep = self.open + reaches.len() < self.open_max;
-                give(&self.samplers, Sample::Look { batch, reaches, keep });
-            }
+            Action::Look(batch) => self.hand_out(batch),
             Action::Gauge(device) => give(&self.samplers, Sample::Gauge(device)),
             Action::Close(file) => self.close(file),
             Action::Update(file, device, Some(group), want) => {
