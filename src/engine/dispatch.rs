@@ -1,6 +1,6 @@
 //! From what is due to what is done: by lane, and no more than a lane may have under way.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::mem;
 
 use super::event::{Action, Batch, Look};
@@ -197,14 +197,20 @@ fn may_park(now: Time, followed: &Followed, lane: &mut Lane, settings: &super::S
 fn looks(
     now: Time,
     queued: impl Iterator<Item = FileId>,
-    taken: &mut BTreeMap<FileId, Stamp>,
+    taken: &mut VecDeque<(FileId, Stamp)>,
     files: &mut [Option<Followed>],
     free: &mut Vec<FileId>,
     room: Option<Vec<Look>>,
 ) -> Vec<Look> {
     let mut looks = room.unwrap_or_default();
     for file in queued {
-        let sight = taken.remove(&file).map_or(Sight::Same, Sight::Changed);
+        let sight = match taken.front() {
+            Some((front, stamp)) if *front == file => Sight::Changed(*stamp),
+            _ => Sight::Same,
+        };
+        if sight != Sight::Same {
+            taken.pop_front();
+        }
         match files[file.index()].as_mut() {
             Some(followed) => {
                 followed.looked = now;
@@ -212,6 +218,9 @@ fn looks(
             }
             None => free.push(file), // let go while it waited
         }
+    }
+    if taken.is_empty() {
+        taken.shrink_to(STAMPS_MAX); // after many files have changed at the same moment
     }
     looks
 }

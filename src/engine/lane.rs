@@ -3,7 +3,7 @@
 //! Whatever a device does to those who touch it, it does to its own lane: the work under way for
 //! one device is bounded, and no more is begun before some of it has come back.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::FileId;
@@ -46,8 +46,8 @@ pub(super) struct Lane {
     pub(super) stamping: Option<Time>,
     /// The same for maps.
     pub(super) maps: VecDeque<FileId>,
-    /// Stamps of files among these that were taken already.
-    pub(super) taken: BTreeMap<FileId, Stamp>,
+    /// Stamps of some of these, in the same order, that were taken already.
+    pub(super) taken: VecDeque<(FileId, Stamp)>,
     pub(super) mapping: [Option<Time>; MAPPING_MAX],
     /// The same for orders and sweeps.
     pub(super) orders: VecDeque<Order>,
@@ -95,7 +95,7 @@ impl Lane {
             stamps: VecDeque::new(),
             stamping: None,
             maps: VecDeque::new(),
-            taken: BTreeMap::new(),
+            taken: VecDeque::new(),
             mapping: [None; MAPPING_MAX],
             orders: VecDeque::new(),
             ordering: None,

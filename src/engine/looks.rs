@@ -60,7 +60,7 @@ impl Engine {
                 followed.job = Job::Look;
                 if let Some(lane) = self.lane_of_file(file) {
                     lane.maps.push_back(file);
-                    lane.taken.insert(file, stamp);
+                    lane.taken.push_back((file, stamp));
                 }
             }
             Sight::Mapped(stamp, map) => self.mapped(now, file, stamp, map, actions),

@@ -35,7 +35,7 @@ use crate::config::Config;
 use crate::dm::Dm;
 use crate::engine::{Action, Batch, End, Engine, Event, FileId, Report, Settings, Spec, Time};
 use crate::group::Mark;
-use crate::kernel::process::raise_descriptor_limit;
+use crate::kernel::process::{raise_descriptor_limit, share_one_heap};
 use crate::ledger::Holder;
 use crate::request::Reply;
 use crate::sample::Reach;
@@ -199,7 +199,7 @@ struct File {
     /// Away while a sampler has it, and gone when the file is not followed any more.
     reach: Option<Reach>,
     /// What its group is made from, until there is one.
-    making: Option<Box<(Template, Mark)>>,
+    making: Option<Making>,
     /// Whether its group was made by this process.
     made: bool,
     /// What the service knows of it.
@@ -208,7 +208,37 @@ struct File {
     holder: Option<Holder>,
 }
 
+/// What a group is made from. There may be a hundred thousand files that have none yet, and they
+/// take no more memory than they have to.
+enum Making {
+    /// The template that follows from what the service knows, and a mark with the account's key
+    /// and this nonce.
+    Claimed(u32),
+    Told(Box<(Template, Mark)>),
+}
+
 impl File {
+    /// What its group is made from, if it may have to be.
+    fn making(&self) -> Option<(Template, Mark)> {
+        match self.making.as_ref()? {
+            Making::Told(told) => Some((**told).clone()),
+            Making::Claimed(nonce) => {
+                let terms = &self.claimed.as_ref()?.terms;
+                let mark = Mark { key: self.holder.as_ref()?.key, nonce: *nonce };
+                Some((terms.template(self.alias()), mark))
+            }
+        }
+    }
+
+    /// Has it made from these.
+    fn make_from(&mut self, template: Template, mark: Mark) {
+        self.making = Some(Making::Claimed(mark.nonce));
+        let told = (template, mark);
+        if self.making().as_ref() != Some(&told) {
+            self.making = Some(Making::Told(Box::new(told)));
+        }
+    }
+
     /// What its group is called, unless it was called something else before.
     fn alias(&self) -> Vec<u8> {
         self.claimed.as_ref().map(|claimed| claimed.alias(&self.path)).unwrap_or_default()
@@ -225,6 +255,7 @@ impl Run {
         settings: Settings,
         tidy: Option<Tidy>,
     ) -> io::Result<Run> {
+        share_one_heap(); // before there are threads
         // Unbounded, but a file is in one job at most.
         let (sender, inbox) = unbounded();
         let inbox_of_samplers = sender.clone();
@@ -299,9 +330,9 @@ impl Run {
         let path = reach.path.clone();
         let holder = self.open_account(&spec, mark, claimed.as_ref());
         let file = self.engine.follow(self.now(), spec);
-        let making = Some(Box::new((template, mark)));
         let reach = Some(reach);
-        let followed = File { path, reach, making, made: false, claimed, holder };
+        let mut followed = File { path, reach, making: None, made: false, claimed, holder };
+        followed.make_from(template, mark);
         if file.index() == self.files.len() {
             if self.files.len() == self.files.capacity() {
                 self.files.reserve_exact(self.files.len() / 8 + 16); // as the engine does
@@ -413,7 +444,7 @@ impl Run {
                 give(&self.ioctls, Order::Update { file, device, group, want });
             }
             Action::Update(file, device, None, want) => {
-                let (template, mark) = self.files[file.index()].making.as_deref().cloned().expect(
+                let (template, mark) = self.files[file.index()].making().expect(
                     "what a group is made from is kept until there is one, and it is never undone",
                 );
                 give(&self.ioctls, Order::Establish { file, device, template, mark, want });
@@ -477,5 +508,15 @@ fn level(report: &Report) -> Level {
         }
         Report::Long(_) | Report::Failing(_) | Report::LetGo(_) => Level::Warn,
         Report::GivenUp(_) => Level::Error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hundred_thousand_files_fit_in_some_15_mb() {
+        assert!(size_of::<File>() <= 152, "{}", size_of::<File>());
     }
 }
