@@ -11,6 +11,7 @@ use super::budget::Budget;
 use super::time::Time;
 use crate::dm::Device;
 use crate::extent::Extents;
+use crate::sight::Stamp;
 use crate::update::Group;
 
 /// Files in one batch of stamps. Handing it to another thread and back costs as much as a hundred
@@ -46,6 +47,8 @@ pub(super) struct Lane {
     pub(super) stamping: Option<Time>,
     /// The same for maps.
     pub(super) maps: VecDeque<FileId>,
+    /// Stamps of some of these, in the same order, that were taken already.
+    pub(super) taken: VecDeque<(FileId, Stamp)>,
     pub(super) mapping: [Option<Time>; MAPPING_MAX],
     /// The same for orders and sweeps.
     pub(super) orders: VecDeque<Order>,
@@ -98,6 +101,7 @@ impl Lane {
             stamps: VecDeque::new(),
             stamping: None,
             maps: VecDeque::new(),
+            taken: VecDeque::new(),
             mapping: [None; MAPPING_MAX],
             orders: VecDeque::new(),
             ordering: None,

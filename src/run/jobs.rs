@@ -7,8 +7,8 @@ use crossbeam_channel::Sender;
 use log::debug;
 use nix::time::{ClockId, clock_gettime};
 
-use super::Answer;
 use super::tidy::Tidy;
+use super::{Answer, Reserved};
 use crate::counters::Reading;
 use crate::dm::{Device, Dm};
 use crate::engine::{self, Batch, Event, FileId, Sweep};
@@ -24,7 +24,7 @@ use crate::update::{self, Group, Passage, Tally, Template};
 /// For a sampler.
 pub(super) enum Sample {
     /// Look at the files, which are reached by these, in the same order.
-    Look { batch: Batch, reaches: Vec<Reach>, keep: bool },
+    Look { batch: Batch, reaches: Vec<Reach>, keep: bool, reserved: Reserved },
     /// Read the device's write counter.
     Gauge(Device),
 }
@@ -112,17 +112,17 @@ pub(super) fn sampler(inbox: Sender<Answer>) -> impl FnMut(Sample) + Send {
     let mut pages = Pages::default();
     move |job| {
         let answer = match job {
-            Sample::Look { mut batch, mut reaches, keep } => {
+            Sample::Look { mut batch, mut reaches, keep, reserved } => {
                 for (look, reach) in iter::zip(&mut batch.looks, &mut reaches) {
                     let sight = match batch.maps {
-                        Some(_) => sample::look(reach, look.last, keep, &mut pages),
+                        Some(_) => sample::look(reach, look.last, look.taken(), keep, &mut pages),
                         None => sample::compare(reach, look.last),
                     };
                     if !matches!(sight, Sight::Same) {
                         look.sight = sight; // long, and rare
                     }
                 }
-                Answer::Looked(batch, reaches)
+                Answer::Looked(batch, reaches, reserved)
             }
             Sample::Gauge(device) => Answer::Event(Event::Gauged(device, writes(device))),
         };

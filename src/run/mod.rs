@@ -38,7 +38,7 @@ use crate::config::{self, Config};
 use crate::dm::Dm;
 use crate::engine::{Action, Batch, End, Engine, Event, FileId, Report, Settings, Spec, Time};
 use crate::group::Mark;
-use crate::kernel::process::raise_descriptor_limit;
+use crate::kernel::process::{raise_descriptor_limit, share_one_heap};
 use crate::ledger::Holder;
 use crate::pace::{self, Paced, Pacer};
 use crate::request::Reply;
@@ -95,9 +95,12 @@ pub enum Outcome {
     NothingLeft,
 }
 
+/// Descriptors that the files of a batch have, and may get, while it is away.
+type Reserved = usize;
+
 /// What threads put into main's inbox.
 enum Answer {
-    Looked(Batch, Vec<Reach>),
+    Looked(Batch, Vec<Reach>, Reserved),
     Event(Event),
     Did(Did),
     Counted(grids::Counted),
@@ -214,7 +217,7 @@ struct Run {
     ending: Option<Time>,
     /// Batches that came back, for their room.
     spare: Vec<Vec<Reach>>,
-    /// Files that are open, and how many may be.
+    /// Files that are open or may be by now, and how many may be.
     open: usize,
     open_max: usize,
     outcome: Outcome,
@@ -225,7 +228,7 @@ struct File {
     /// Away while a sampler has it, and gone when the file is not followed any more.
     reach: Option<Reach>,
     /// What its group is made from, until there is one.
-    making: Option<Box<(Template, Mark)>>,
+    making: Option<Making>,
     /// Whether its group was made by this process.
     made: bool,
     /// What the service knows of it.
@@ -236,7 +239,37 @@ struct File {
     on_grid: OnGrid,
 }
 
+/// What a group is made from. There may be a hundred thousand files that have none yet, and they
+/// take no more memory than they have to.
+enum Making {
+    /// The template that follows from what the service knows, and a mark with the account's key
+    /// and this nonce.
+    Claimed(u32),
+    Told(Box<(Template, Mark)>),
+}
+
 impl File {
+    /// What its group is made from, if it may have to be.
+    fn making(&self) -> Option<(Template, Mark)> {
+        match self.making.as_ref()? {
+            Making::Told(told) => Some((**told).clone()),
+            Making::Claimed(nonce) => {
+                let terms = &self.claimed.as_ref()?.terms;
+                let mark = Mark { key: self.holder.as_ref()?.key, nonce: *nonce };
+                Some((terms.template(self.alias()), mark))
+            }
+        }
+    }
+
+    /// Has it made from these.
+    fn make_from(&mut self, template: Template, mark: Mark) {
+        self.making = Some(Making::Claimed(mark.nonce));
+        let told = (template, mark);
+        if self.making().as_ref() != Some(&told) {
+            self.making = Some(Making::Told(Box::new(told)));
+        }
+    }
+
     /// What its group is called, unless it was called something else before.
     fn alias(&self) -> Vec<u8> {
         self.claimed.as_ref().map(|claimed| claimed.alias(&self.path)).unwrap_or_default()
@@ -262,6 +295,7 @@ impl Run {
         pacer: Pacer,
         tidy: Option<Tidy>,
     ) -> io::Result<Run> {
+        share_one_heap(); // before there are threads
         // Unbounded, but a file is in one job at most.
         let (sender, inbox) = unbounded();
         let inbox_of_samplers = sender.clone();
@@ -363,10 +397,10 @@ impl Run {
         let path = reach.path.clone();
         let holder = self.open_account(&spec, mark, claimed.as_ref());
         let file = self.engine.follow(self.now(), spec);
-        let making = Some(Box::new((template, mark)));
         let reach = Some(reach);
-        let followed =
-            File { path, reach, making, made: false, claimed, holder, on_grid: OnGrid::No };
+        let mut followed =
+            File { path, reach, making: None, made: false, claimed, holder, on_grid: OnGrid::No };
+        followed.make_from(template, mark);
         if file.index() == self.files.len() {
             if self.files.len() == self.files.capacity() {
                 self.files.reserve_exact(self.files.len() / 8 + 16); // as the engine does
@@ -406,7 +440,8 @@ impl Run {
             None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
         match answer {
-            Ok(Answer::Looked(batch, reaches)) => {
+            Ok(Answer::Looked(batch, reaches, reserved)) => {
+                self.open -= reserved;
                 self.take_back(&batch, reaches);
                 self.count_failed_looks(&batch.looks);
                 events.push(Event::Looked(batch));
@@ -457,19 +492,23 @@ impl Run {
         self.spare.push(reaches);
     }
 
+    fn hand_out(&mut self, batch: Batch) {
+        let mut reaches = self.spare.pop().unwrap_or_default();
+        for look in &batch.looks {
+            let reach = self.files[look.file.index()].reach.take();
+            reaches.push(reach.expect("a file has one job at most, so its reach is here"));
+        }
+        let open = reaches.iter().filter(|reach| reach.open.is_some()).count();
+        let more = if batch.maps.is_some() { reaches.len() - open } else { 0 };
+        let keep = self.open + more <= self.open_max;
+        let reserved = if keep { open + more } else { open };
+        self.open += reserved - open;
+        give(&self.samplers, Sample::Look { batch, reaches, keep, reserved });
+    }
+
     fn act(&mut self, action: Action) {
         match action {
-            Action::Look(batch) => {
-                let mut reaches = self.spare.pop().unwrap_or_default();
-                for look in &batch.looks {
-                    let reach = self.files[look.file.index()].reach.take();
-                    let reach = reach.expect("a file has one job at most, so its reach is here");
-                    self.open -= usize::from(reach.open.is_some());
-                    reaches.push(reach);
-                }
-                let keep = self.open + reaches.len() < self.open_max;
-                give(&self.samplers, Sample::Look { batch, reaches, keep });
-            }
+            Action::Look(batch) => self.hand_out(batch),
             Action::Gauge(device) => give(&self.samplers, Sample::Gauge(device)),
             Action::Close(file) => self.close(file),
             Action::Update(file, device, Some(group), want, limits) => {
@@ -478,13 +517,13 @@ impl Run {
             }
             Action::Update(file, device, None, ..) if !self.wants_regions(file) => {
                 // An earlier service may have made one.
-                let key =
-                    self.files[file.index()].making.as_deref().map_or(0, |(_, mark)| mark.key);
+                let making = self.files[file.index()].making();
+                let key = making.map_or(0, |(_, mark)| mark.key);
                 give(&self.ioctls, Order::Clear { file, device, key });
             }
             Action::Update(file, device, None, want, limits) => {
                 let want = Wanted(want, limits);
-                let (template, mark) = self.files[file.index()].making.as_deref().cloned().expect(
+                let (template, mark) = self.files[file.index()].making().expect(
                     "what a group is made from is kept until there is one, and it is never undone",
                 );
                 give(&self.ioctls, Order::Establish { file, device, template, mark, want });
@@ -556,5 +595,15 @@ fn level(report: &Report) -> Level {
         }
         Report::Long(_) | Report::Failing(_) | Report::LetGo(_) => Level::Warn,
         Report::GivenUp(_) => Level::Error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hundred_thousand_files_fit_in_some_15_mb() {
+        assert!(size_of::<File>() <= 152, "{}", size_of::<File>());
     }
 }

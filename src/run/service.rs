@@ -17,11 +17,15 @@ use crate::config::{Config, Errors, Nameless, Settings, Terms, unique_aliases};
 use crate::dm::Dm;
 use crate::engine::{End, Event, FileId, Time};
 use crate::group::safe_alias;
+use crate::kernel::process::give_back_memory;
 use crate::place;
 use crate::values::Listen;
 
 /// Share of the time that scans may take, as one part in so many.
 const SCAN_SHARE: u32 = 20;
+
+/// Files from which on it is worth while to give back what a scan has taken.
+const MANY: usize = 1000;
 
 /// How long the end may wait for groups to be deleted.
 const REMOVAL_MAX: Duration = Duration::from_secs(10);
@@ -239,6 +243,9 @@ impl Run {
             events.extend(self.file_of(key).map(|file| Event::Forget(file, true)));
         }
         self.welcome(seen.fresh);
+        if self.engine.len() >= MANY {
+            give_back_memory(); // what the scan has taken
+        }
         let (files, unfit) = (self.engine.len(), self.service.as_ref().map_or(0, Service::unfit));
         self.supervisor.say(format!("following {files} file(s); {unfit} cannot be followed"));
     }
@@ -284,11 +291,17 @@ impl Run {
             .collect();
         let taken: HashSet<Vec<u8>> = self.aliases().collect();
         let aliases = unique_aliases(&nameless, |alias| taken.contains(alias));
+        // Copied before the others are freed, so that what stays lies side by side, and not among
+        // what the scan has taken for a moment: the kernel gets back whole pages only.
+        let paths: Vec<Arc<Path>> =
+            fresh.iter().map(|fresh| Arc::from(&*fresh.entry.reach.path)).collect();
         let mut files = Vec::with_capacity(fresh.len());
-        for (Fresh { key, terms, by, mut entry }, alias) in fresh.into_iter().zip(aliases) {
-            entry.template.alias.clone_from(&alias);
-            let usual = usual_alias(&entry.reach.path);
-            let alias = (alias != usual).then(|| alias.into_boxed_slice());
+        for ((fresh, path), alias) in fresh.into_iter().zip(paths).zip(aliases) {
+            let Fresh { key, terms, by, mut entry } = fresh;
+            entry.reach.path = path;
+            let unusual = alias != usual_alias(&entry.reach.path);
+            entry.template.alias = alias;
+            let alias = unusual.then(|| Box::from(&*entry.template.alias));
             let claimed = Claimed { key, terms, by, alias };
             let file = self.follow(entry, Some(claimed));
             if let Some(service) = &mut self.service {
