@@ -1,0 +1,242 @@
+//! What it takes to follow files, while nothing happens to them and while all of them change.
+
+use std::collections::BTreeMap;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::resource::{UsageWho, getrusage};
+
+use crate::files::Files;
+use crate::guest::Disk;
+use crate::judge::{Judge, quantile};
+use crate::keeper::{Keeper, Keeping};
+use crate::support::table::{Cell, Table};
+use crate::trace::{self, Calls};
+use crate::{Bench, INTERVAL, meter};
+
+/// After so long no file's extents are read any more because data may wait in memory: a little more
+/// than `guest::write_back_soon` says.
+const SETTLED: Duration = Duration::from_secs(7);
+
+/// After so long the service looks at files that do not change as seldom as it may.
+const AT_REST: Duration = Duration::from_secs(45);
+
+/// Processes that are traced at a time. There may be hundreds, all of which do the same.
+const TRACED_MAX: usize = 8;
+
+/// What was measured, by heading: a number for each round.
+type Figures = BTreeMap<&'static str, Vec<f64>>;
+
+const CPU: &str = "CPU s/min";
+const SLEEPS: &str = "wake-ups/s";
+const CALLS: &str = "system calls/s";
+const IOCTLS: &str = "ioctls/s";
+const PSS: &str = "PSS MiB";
+const PRIVATE: &str = "private MiB";
+const FIRST: &str = "first change, median";
+const MEDIAN: &str = "lag, median";
+const P99: &str = "lag, p99";
+const LOST: &str = "groups lost";
+
+/// How much is measured.
+struct Sizes {
+    files: &'static [usize],
+    rounds: usize,
+    /// For each figure.
+    window: Duration,
+    /// Under strace, which slows down what it traces.
+    traced: Duration,
+}
+
+pub fn run(bench: &mut Bench) {
+    let files = if bench.emulated { &[1, 10, 100][..] } else { &[1, 10, 100, 300] };
+    let sizes = Sizes {
+        files: bench.sized(&[10], files),
+        rounds: bench.sized(1, 3),
+        window: Duration::from_secs(bench.sized(3, 15)),
+        traced: Duration::from_secs(bench.sized(3, 6)),
+    };
+    let mut keepers = vec![Keeper::Nobody, Keeper::Service];
+    if !bench.arguments.quick {
+        keepers.extend([Keeper::Each, Keeper::Dmstats, Keeper::Update]);
+        keepers.extend(bench.given());
+    }
+    let headings = ["files", "kept by", CPU, "of our service", SLEEPS, CALLS, IOCTLS];
+    let memory = [PSS, PRIVATE];
+    let title = "Files that do not change: what it takes to follow them";
+    let mut idle = Table::new("idle", title, &[&headings[..], &memory[..]].concat());
+    let lags = [FIRST, MEDIAN, P99, LOST];
+    let title = "Files that change every 1.1 s: what it takes to follow them, and how long a group \
+                 is wrong, in intervals of 500 ms";
+    let mut changing = Table::new("changing", title, &[&headings[..], &lags[..]].concat());
+
+    let disk = Disk::format(0, "ext4", "-q");
+    for &count in sizes.files {
+        measure(bench, &disk, count, &sizes, &keepers, [&mut idle, &mut changing]);
+    }
+    for table in [&mut idle, &mut changing] {
+        table.note(
+            "CPU time is that of the whole kernel as its host sees it, less that of the same time \
+             without a monitor: medians of interleaved rounds. System calls are counted by strace.",
+        );
+        bench.publish(table);
+    }
+}
+
+/// Adds the rows for so many files.
+fn measure(
+    bench: &mut Bench,
+    disk: &Disk,
+    count: usize,
+    sizes: &Sizes,
+    keepers: &[Keeper],
+    tables: [&mut Table; 2],
+) {
+    let mut files = Files::make(disk, count);
+    let mut figures = vec![[Figures::new(), Figures::new()]; keepers.len()];
+    for _ in 0..sizes.rounds {
+        for (keeper, figures) in keepers.iter().zip(&mut figures) {
+            let mut round = Round { bench, disk, files: &mut files, keeper, sizes };
+            round.measure(figures);
+        }
+    }
+    for (which, table) in tables.into_iter().enumerate() {
+        let median = |at: usize, heading| middle(&figures[at][which], heading);
+        let cpu = |at| Some(median(at, CPU)? - median(0, CPU)?);
+        let ours = keepers.iter().position(|keeper| *keeper == Keeper::Service);
+        for (at, keeper) in keepers.iter().enumerate().skip(1) {
+            let ratio = ours.and_then(|ours| Some(cpu(at)? / cpu(ours)?));
+            let figures = |heading: &&'static str| number(median(at, heading));
+            let after = [SLEEPS, CALLS, IOCTLS].into_iter();
+            let rest: &[&str] =
+                if which == 0 { &[PSS, PRIVATE] } else { &[FIRST, MEDIAN, P99, LOST] };
+            let head = [count.into(), keeper.name().into(), number(cpu(at))];
+            let head = head.into_iter().chain([ratio.map_or(Cell::Nothing, Cell::Ratio)]);
+            let after = after.map(|heading| figures(&heading));
+            table.row(head.chain(after).chain(rest.iter().map(figures)));
+        }
+    }
+}
+
+fn middle(figures: &Figures, heading: &'static str) -> Option<f64> {
+    quantile(figures.get(heading)?.clone(), 0.5)
+}
+
+fn number(figure: Option<f64>) -> Cell {
+    figure.map_or(Cell::Nothing, Cell::Number)
+}
+
+/// One keeper, one time.
+struct Round<'a> {
+    bench: &'a mut Bench,
+    disk: &'a Disk,
+    files: &'a mut Files,
+    keeper: &'a Keeper,
+    sizes: &'a Sizes,
+}
+
+impl Round<'_> {
+    fn measure(&mut self, [idle, changing]: &mut [Figures; 2]) {
+        let mut judge = Judge::of(self.disk);
+        let mut keeping = self.keeper.start(self.disk, self.files, INTERVAL);
+        let quick = self.bench.arguments.quick;
+        let rests = *self.keeper == Keeper::Service && !quick;
+        thread::sleep(if rests { AT_REST } else { SETTLED });
+        let window = self.sizes.window;
+        self.window(idle, &keeping, |_| thread::sleep(window));
+        if *self.keeper != Keeper::Nobody {
+            self.calls(idle, &keeping, &mut judge, 0.0);
+            let (pss, private) = trace::memory(&keeping.pids());
+            if !self.keeper.is_commands() {
+                add(idle, PSS, pss);
+                add(idle, PRIVATE, private);
+            }
+            let lags = self.files.watch_one_change(&mut judge);
+            let first = lags.quantile(0.5, INTERVAL);
+            changing.entry(FIRST).or_default().extend(first);
+        }
+        self.window(changing, &keeping, |files| files.keep_changing(window));
+        if *self.keeper != Keeper::Nobody {
+            let changes = self.files.0.len() as f64 / crate::files::PERIOD.as_secs_f64();
+            self.calls(changing, &keeping, &mut judge, changes);
+            let lags = self.files.watch_changing(window, &mut judge);
+            changing.entry(MEDIAN).or_default().extend(lags.quantile(0.5, INTERVAL));
+            changing.entry(P99).or_default().extend(lags.quantile(0.99, INTERVAL));
+            add(changing, LOST, lags.lost() as f64);
+        }
+        let ended = keeping.ended();
+        assert!(*self.keeper != Keeper::Service || ended == 0, "our service has ended");
+        drop(keeping);
+        judge.table().clear();
+    }
+
+    /// CPU time and wake-ups while something lasts.
+    fn window(
+        &mut self,
+        figures: &mut Figures,
+        keeping: &Keeping,
+        activity: impl FnOnce(&mut Files),
+    ) {
+        let pids = keeping.pids();
+        let sleeps = || trace::sleeps(&pids) + children_sleeps();
+        let (before, began) = (sleeps(), Instant::now());
+        let share = meter::share_of_cpu(|| activity(self.files));
+        let per_second = (sleeps() - before) as f64 / began.elapsed().as_secs_f64();
+        add(figures, CPU, share * 60.0);
+        add(figures, SLEEPS, per_second);
+    }
+
+    /// System calls and ioctls a second, while so many files change a second.
+    fn calls(
+        &mut self,
+        figures: &mut Figures,
+        keeping: &Keeping,
+        judge: &mut Judge,
+        changes: f64,
+    ) {
+        let Some(runs) = &keeping.runs else { return self.calls_of_daemons(figures, keeping, changes) };
+        let (before, began) = (runs.done(), Instant::now());
+        let time = self.sizes.traced;
+        if changes > 0.0 { self.files.keep_changing(time) } else { thread::sleep(time) }
+        let rate = (runs.done() - before) as f64 / began.elapsed().as_secs_f64();
+        let command = self.keeper.commands(self.files, judge).remove(0);
+        let calm = Calls::of_command(&command);
+        self.files.0[0].change();
+        let busy = Calls::of_command(&command);
+        let busy_rate = changes.min(rate);
+        for (heading, count) in [(CALLS, Calls::all as fn(&Calls) -> u64), (IOCTLS, ioctls)] {
+            let (calm, busy) = (count(&calm) as f64, count(&busy) as f64);
+            add(figures, heading, busy * busy_rate + calm * (rate - busy_rate));
+        }
+    }
+
+    fn calls_of_daemons(&mut self, figures: &mut Figures, keeping: &Keeping, changes: f64) {
+        let pids = keeping.pids();
+        let traced = &pids[..pids.len().min(TRACED_MAX)];
+        let (time, mut took) = (self.sizes.traced, Duration::ZERO);
+        let began = Instant::now();
+        let calls = Calls::of_processes(traced, || {
+            let began = Instant::now();
+            if changes > 0.0 { self.files.keep_changing(time) } else { thread::sleep(time) }
+            took = began.elapsed();
+        });
+        let scale = pids.len() as f64 / traced.len() as f64 / took.as_secs_f64();
+        add(figures, CALLS, calls.all() as f64 * scale);
+        add(figures, IOCTLS, ioctls(&calls) as f64 * scale);
+        eprintln!("{} {changes}: {:?} {calls:?}", self.keeper.name(), began.elapsed());
+    }
+}
+
+fn ioctls(calls: &Calls) -> u64 {
+    calls.of("ioctl")
+}
+
+fn add(figures: &mut Figures, heading: &'static str, figure: f64) {
+    figures.entry(heading).or_default().push(figure);
+}
+
+/// Times that commands which have ended went to sleep.
+fn children_sleeps() -> u64 {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).unwrap();
+    u64::try_from(usage.voluntary_context_switches()).unwrap_or_default()
+}

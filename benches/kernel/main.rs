@@ -1,0 +1,107 @@
+//! What following files costs in a real kernel: `cargo bench --bench kernel [-- [--quick] [WORD]]`.
+//!
+//! Boots a kernel of its own (`contrib/vm`) and runs itself in there: User-Mode Linux, or with
+//! `TEST_KERNEL` the one in that folder. `BENCH_DAEMON` names one more daemon to be measured, any
+//! program with lvm2's command line. Prints tables, and writes them to `target/bench`.
+//!
+//! Only counts fail it, and only those that are the same on every machine; `--quick` checks all of
+//! them with a few files in a minute.
+
+#![allow(clippy::unwrap_used)] // what fails here ends the bench, as a test
+#![allow(missing_docs, missing_debug_implementations)] // nobody else uses any of this
+#![allow(clippy::cast_precision_loss)] // figures for people
+
+#[allow(dead_code)]
+#[path = "../../tests/follow/change.rs"]
+mod change;
+mod cost;
+#[path = "../../tests/support/daemon.rs"]
+mod daemon;
+#[path = "../../tests/support/dialects.rs"]
+mod dialects;
+mod files;
+#[path = "../../tests/support/guest.rs"]
+mod guest;
+mod harm;
+mod judge;
+mod keeper;
+mod kept;
+mod messages;
+mod meter;
+mod outside;
+#[path = "../support/mod.rs"]
+mod support;
+mod trace;
+#[path = "../../tests/support/vm.rs"]
+mod vm;
+
+use std::env;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use keeper::Keeper;
+use support::arguments::Arguments;
+use support::counts::Counts;
+use support::table::Table;
+
+/// Between two looks, or two updates, of everybody who is measured; what lvm2's daemon takes.
+pub const INTERVAL: Duration = dmfilemapd::engine::INTERVAL;
+
+/// What every table is made with.
+pub struct Bench {
+    pub arguments: Arguments,
+    pub counts: Counts,
+    /// The daemon to be measured besides ours.
+    pub given: Option<PathBuf>,
+    /// Whether computing takes ten times as long in here.
+    pub emulated: bool,
+}
+
+impl Bench {
+    /// The first in the quick form, or else the second.
+    pub fn sized<T>(&self, quick: T, full: T) -> T {
+        if self.arguments.quick { quick } else { full }
+    }
+
+    /// The daemon to be measured besides ours, if there is one.
+    pub fn given(&self) -> Option<Keeper> {
+        self.given.clone().map(Keeper::Given)
+    }
+
+    pub fn publish(&self, table: &Table) {
+        table.publish().unwrap_or_else(|error| panic!("the tables cannot be written: {error}"));
+    }
+}
+
+type Measure = fn(&mut Bench);
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::read() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    if !meter::is_inside() {
+        return outside::boot(&arguments);
+    }
+    let given = env::var_os("BENCH_DAEMON").map(PathBuf::from);
+    let emulated = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1);
+    let mut bench = Bench { arguments, counts: Counts::default(), given, emulated };
+    guest::write_back_soon();
+    let all: [(&str, Measure); 5] = [
+        ("messages", messages::run),
+        ("cost", cost::run),
+        ("kept", kept::run),
+        ("regions", harm::regions),
+        ("harm", harm::run),
+    ];
+    for (name, run) in all {
+        if bench.arguments.wants(name) {
+            run(&mut bench);
+        }
+    }
+    bench.counts.exit_code()
+}
