@@ -12,7 +12,7 @@ use crate::judge::{Judge, quantile};
 use crate::keeper::{Keeper, Keeping};
 use crate::support::table::{Cell, Table};
 use crate::trace::{self, Calls};
-use crate::{Bench, INTERVAL, meter};
+use crate::{Bench, INTERVAL, in_turn, meter};
 
 /// After so long no file's extents are read any more because data may wait in memory: a little more
 /// than `guest::write_back_soon` says.
@@ -20,6 +20,12 @@ const SETTLED: Duration = Duration::from_secs(7);
 
 /// After so long the service looks at files that do not change as seldom as it may.
 const AT_REST: Duration = Duration::from_secs(45);
+
+/// Between two searches of a service for files that match, two listings of a device, and two
+/// readings of a map for their own sake.
+const RESCAN: Duration = Duration::from_secs(10);
+pub const SWEEP: Duration = Duration::from_secs(5);
+const FULL_LOOK: Duration = Duration::from_secs(48);
 
 /// Processes that are traced at a time. There may be hundreds, all of which do the same.
 const TRACED_MAX: usize = 8;
@@ -53,8 +59,8 @@ pub fn run(bench: &mut Bench) {
     let sizes = Sizes {
         files: bench.sized(&[10], files),
         rounds: bench.sized(1, 3),
-        window: Duration::from_secs(bench.sized(3, 15)),
-        traced: Duration::from_secs(bench.sized(3, 6)),
+        window: Duration::from_secs(bench.sized(2, 15)),
+        traced: Duration::from_secs(bench.sized(2, 6)),
     };
     let mut keepers = vec![Keeper::Nobody, Keeper::Service];
     if !bench.arguments.quick {
@@ -94,8 +100,9 @@ fn measure(
 ) {
     let mut files = Files::make(disk, count);
     let mut figures = vec![[Figures::new(), Figures::new()]; keepers.len()];
-    for _ in 0..sizes.rounds {
-        for (keeper, figures) in keepers.iter().zip(&mut figures) {
+    for number in 0..sizes.rounds {
+        for at in in_turn(number, keepers.len()) {
+            let (keeper, figures) = (&keepers[at], &mut figures[at]);
             let mut round = Round { bench, disk, files: &mut files, keeper, sizes };
             round.measure(figures);
         }
@@ -140,12 +147,15 @@ impl Round<'_> {
         let mut judge = Judge::of(self.disk);
         let mut keeping = self.keeper.start(self.disk, self.files, INTERVAL);
         let quick = self.bench.arguments.quick;
-        let rests = *self.keeper == Keeper::Service && !quick;
-        thread::sleep(if rests { AT_REST } else { SETTLED });
+        thread::sleep(match self.keeper {
+            Keeper::Nobody => Duration::ZERO,
+            Keeper::Service if !quick => AT_REST,
+            _ => SETTLED,
+        });
         let window = self.sizes.window;
         self.window(idle, &keeping, |_| thread::sleep(window));
         if *self.keeper != Keeper::Nobody {
-            self.calls(idle, &keeping, &mut judge, 0.0);
+            self.calls(idle, &keeping, 0.0);
             let (pss, private) = trace::memory(&keeping.pids());
             if !self.keeper.is_commands() {
                 add(idle, PSS, pss);
@@ -158,11 +168,11 @@ impl Round<'_> {
         self.window(changing, &keeping, |files| files.keep_changing(window));
         if *self.keeper != Keeper::Nobody {
             let changes = self.files.0.len() as f64 / crate::files::PERIOD.as_secs_f64();
-            self.calls(changing, &keeping, &mut judge, changes);
+            self.calls(changing, &keeping, changes);
             let lags = self.files.watch_changing(window, &mut judge);
             changing.entry(MEDIAN).or_default().extend(lags.quantile(0.5, INTERVAL));
             changing.entry(P99).or_default().extend(lags.quantile(0.99, INTERVAL));
-            add(changing, LOST, lags.lost() as f64);
+            add(changing, LOST, lags.count_open() as f64);
         }
         let ended = keeping.ended();
         assert!(*self.keeper != Keeper::Service || ended == 0, "our service has ended");
@@ -180,33 +190,37 @@ impl Round<'_> {
         let pids = keeping.pids();
         let sleeps = || trace::sleeps(&pids) + children_sleeps();
         let (before, began) = (sleeps(), Instant::now());
-        let share = meter::share_of_cpu(|| activity(self.files));
-        let per_second = (sleeps() - before) as f64 / began.elapsed().as_secs_f64();
-        add(figures, CPU, share * 60.0);
-        add(figures, SLEEPS, per_second);
+        let cpu = meter::cpu_of(|| activity(self.files)).as_secs_f64();
+        let seconds = began.elapsed().as_secs_f64();
+        add(figures, CPU, cpu * 60.0 / seconds);
+        add(figures, SLEEPS, (sleeps() - before) as f64 / seconds);
     }
 
     /// System calls and ioctls a second, while so many files change a second.
-    fn calls(
-        &mut self,
-        figures: &mut Figures,
-        keeping: &Keeping,
-        judge: &mut Judge,
-        changes: f64,
-    ) {
-        let Some(runs) = &keeping.runs else { return self.calls_of_daemons(figures, keeping, changes) };
+    fn calls(&mut self, figures: &mut Figures, keeping: &Keeping, changes: f64) {
+        let Some(runs) = &keeping.runs else {
+            return self.calls_of_daemons(figures, keeping, changes);
+        };
         let (before, began) = (runs.done(), Instant::now());
         let time = self.sizes.traced;
-        if changes > 0.0 { self.files.keep_changing(time) } else { thread::sleep(time) }
+        self.pass(time, changes > 0.0);
         let rate = (runs.done() - before) as f64 / began.elapsed().as_secs_f64();
-        let command = self.keeper.commands(self.files, judge).remove(0);
-        let calm = Calls::of_command(&command);
+        let Some(command) = &keeping.sample else { return };
+        let (calm, _) = Calls::of_command(command);
         self.files.0[0].change();
-        let busy = Calls::of_command(&command);
+        let (busy, _) = Calls::of_command(command);
         let busy_rate = changes.min(rate);
         for (heading, count) in [(CALLS, Calls::all as fn(&Calls) -> u64), (IOCTLS, ioctls)] {
             let (calm, busy) = (count(&calm) as f64, count(&busy) as f64);
             add(figures, heading, busy * busy_rate + calm * (rate - busy_rate));
+        }
+    }
+
+    fn pass(&mut self, time: Duration, changing: bool) {
+        if changing {
+            self.files.keep_changing(time);
+        } else {
+            thread::sleep(time);
         }
     }
 
@@ -217,13 +231,37 @@ impl Round<'_> {
         let began = Instant::now();
         let calls = Calls::of_processes(traced, || {
             let began = Instant::now();
-            if changes > 0.0 { self.files.keep_changing(time) } else { thread::sleep(time) }
+            self.pass(time, changes > 0.0);
             took = began.elapsed();
         });
         let scale = pids.len() as f64 / traced.len() as f64 / took.as_secs_f64();
         add(figures, CALLS, calls.all() as f64 * scale);
         add(figures, IOCTLS, ioctls(&calls) as f64 * scale);
-        eprintln!("{} {changes}: {:?} {calls:?}", self.keeper.name(), began.elapsed());
+        if changes == 0.0 && *self.keeper == Keeper::Service {
+            self.check(&calls, began.elapsed());
+        }
+    }
+
+    /// What files that do not change may cost the service at the most, in so much time.
+    fn check(&mut self, calls: &Calls, took: Duration) {
+        let files = self.files.0.len() as u64;
+        let times = |every: Duration| u64::try_from(took.as_millis() / every.as_millis()).unwrap();
+        let counts = &mut self.bench.counts;
+        for change in ["@stats_create", "@stats_delete", "@stats_set_aux"] {
+            counts.is(&format!("files that do not change: {change}"), calls.of(change), 0);
+        }
+        // One at each look; and the service searches for files that match.
+        let looks = files * (times(INTERVAL) + 2) + (files + 10) * (times(RESCAN) + 1);
+        let stats = ["statx", "fstat", "newfstatat"].iter().map(|name| calls.of(name)).sum();
+        counts.at_most("files that do not change: stat", stats, looks);
+        // Each file in its turn, so that extents which moved silently are found.
+        let maps = files * (times(FULL_LOOK) + 1);
+        counts.at_most("files that do not change: FIEMAP", calls.of("@fiemap"), maps);
+        // Each sweep lists twice: for the groups, and for what cut updates have left.
+        let lists = 2 * (times(SWEEP) + 1);
+        counts.at_most("files that do not change: @stats_list", calls.of("@stats_list"), lists);
+        let other = ioctls(calls) - calls.of("@fiemap") - calls.of("@stats_list");
+        counts.is("files that do not change: other ioctls", other, 0);
     }
 }
 

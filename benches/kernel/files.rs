@@ -1,5 +1,6 @@
 //! Followed files, and what happens to them.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,8 +12,10 @@ use crate::judge::{Judge, Lags};
 /// How long the judge sleeps between two listings: how exactly it knows when a group was right.
 const GLANCE: Duration = Duration::from_millis(10);
 
-/// How long after its last change a file's group may take to be right before it is taken for lost.
+/// How long after the last change a group may take to be right before it is taken for lost; and how
+/// long if there is no such group any more, or none that can be read.
 const PATIENCE: Duration = Duration::from_secs(90);
+const PATIENCE_WITHOUT: Duration = Duration::from_secs(5);
 
 /// Between two changes of a file. No multiple of the interval, so that they meet every moment of it.
 pub const PERIOD: Duration = Duration::from_millis(1100);
@@ -61,8 +64,24 @@ impl Files {
         disk.path("*.img")
     }
 
+    /// So many files, and no more of their kind.
     pub fn make(disk: &Disk, count: usize) -> Files {
+        for at in count.. {
+            let left = disk.path(&format!("{at:03}.img"));
+            if fs::remove_file(left).is_err() {
+                break;
+            }
+        }
         Files((0..count).map(|at| File::make(disk.path(&format!("{at:03}.img")))).collect())
+    }
+
+    /// Files that there are, and whose names are of the same kind.
+    pub fn of(paths: impl Iterator<Item = PathBuf>) -> Files {
+        Files(paths.map(|path| File { path, is_filled: false }).collect())
+    }
+
+    pub fn remove(self) {
+        self.paths().for_each(|path| fs::remove_file(path).unwrap());
     }
 
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
@@ -72,6 +91,16 @@ impl Files {
     /// Changes each file every [`PERIOD`] for so long.
     pub fn keep_changing(&mut self, time: Duration) {
         self.change_while(time, &mut |_, _| PERIOD);
+    }
+
+    /// Changes each file once, and takes so long for it.
+    pub fn change_all_within(&mut self, time: Duration) {
+        let began = Instant::now();
+        let count = u32::try_from(self.0.len()).unwrap();
+        for (at, file) in (1..).zip(&mut self.0) {
+            file.change();
+            thread::sleep((time * at / count).saturating_sub(began.elapsed()));
+        }
     }
 
     /// Changes each file every [`PERIOD`] for so long, and sees how long their groups are wrong.
@@ -97,11 +126,26 @@ impl Files {
         self.watch(judge, lags)
     }
 
-    /// Waits until the groups are right again.
+    /// Waits until the groups are right, those that are not lost.
+    pub fn wait_until_right(&self, judge: &mut Judge) {
+        let mut lags = Lags::new(self.0.len());
+        (0..self.0.len()).for_each(|at| lags.changed(at));
+        self.watch(judge, lags);
+    }
+
+    /// Waits until the groups are right again, and no longer for those that seem to be lost.
     fn watch(&self, judge: &mut Judge, mut lags: Lags) -> Lags {
         let began = Instant::now();
-        while lags.are_open() && began.elapsed() < PATIENCE {
-            lags.judge(&self.0, &judge.groups());
+        let mut there = began; // when a group that is wrong was there
+        while there.elapsed() < PATIENCE_WITHOUT
+            && began.elapsed() < PATIENCE
+            && lags.count_open() > 0
+        {
+            let groups = judge.groups();
+            lags.judge(&self.0, &groups);
+            if lags.open(&self.0).any(|file| groups.contains_key(file.alias())) {
+                there = Instant::now();
+            }
             thread::sleep(GLANCE);
         }
         lags

@@ -106,13 +106,13 @@ impl Lags {
         }
     }
 
-    /// Whether a group is wrong.
-    pub fn are_open(&self) -> bool {
-        self.wrong.iter().any(Option::is_some)
+    /// Files whose groups are wrong.
+    pub fn open<'a>(&self, files: &'a [File]) -> impl Iterator<Item = &'a File> {
+        files.iter().zip(&self.wrong).filter_map(|(file, wrong)| wrong.and(Some(file)))
     }
 
-    /// Groups that never became right again.
-    pub fn lost(&self) -> usize {
+    /// How many groups are wrong.
+    pub fn count_open(&self) -> usize {
         self.wrong.iter().flatten().count()
     }
 

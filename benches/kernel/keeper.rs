@@ -14,7 +14,7 @@ use dmfilemapd::kernel::process::hand_down;
 use crate::daemon::{self, PROGRAM};
 use crate::files::{File, Files};
 use crate::guest::{Daemon, Disk, wait_until};
-use crate::judge::{self, Judge};
+use crate::judge::{self, Groups, Judge};
 
 const CONFIG: &str = "/tmp/etc";
 
@@ -56,7 +56,7 @@ impl Keeper {
         if !matches!(self, Keeper::Nobody | Keeper::Service) {
             self.make_groups(files);
         }
-        let mut keeping = Keeping { daemons: Vec::new(), runs: None };
+        let mut keeping = Keeping { daemons: Vec::new(), runs: None, sample: None };
         let mut judge = Judge::of(disk);
         let groups = judge.groups();
         let daemon = |program: &Path| {
@@ -69,7 +69,8 @@ impl Keeper {
             Keeper::Each => keeping.daemons = daemon(program()),
             Keeper::Given(program) => keeping.daemons = daemon(program),
             Keeper::Dmstats | Keeper::Update => {
-                let commands = self.commands(files, &mut judge);
+                keeping.sample = self.commands(files, &groups).into_iter().next();
+                let commands = self.commands(files, &groups);
                 keeping.runs = Some(Runs::start(commands, interval));
             }
         }
@@ -78,28 +79,40 @@ impl Keeper {
             let wrong = files.0.iter().filter(|file| !judge::is_right(file, &groups)).count();
             (wrong == 0).then_some(()).ok_or_else(|| format!("{wrong} are wrong"))
         });
+        if matches!(self, Keeper::Service | Keeper::Each) {
+            // What it takes over and looks at in the beginning is not what is measured.
+            keeping.pids().iter().for_each(|pid| daemon::let_look(*pid, 2));
+        }
         keeping
     }
 
-    /// What makes the groups that it keeps: for ours ours, and dmstats for the others.
-    fn make_groups(&self, files: &Files) {
-        if matches!(self, Keeper::Each | Keeper::Update) {
-            daemon::succeed(Command::new(program()).arg("update").args(files.paths()));
-        } else {
-            for path in files.paths() {
-                daemon::succeed(dmstats("create --filemap --nomonitor").arg(path));
-            }
+    /// Makes the groups that it keeps.
+    pub fn make_groups(&self, files: &Files) {
+        for mut command in self.making(files) {
+            daemon::succeed(&mut command);
         }
     }
 
+    /// What makes the groups that it keeps: for ours our `update`, and `dmstats create` for others.
+    pub fn making(&self, files: &Files) -> Vec<Command> {
+        if matches!(self, Keeper::Each | Keeper::Update) {
+            return self.commands(files, &Groups::new());
+        }
+        let create = |path| {
+            let mut command = dmstats("create --filemap --nomonitor");
+            command.arg(path);
+            command
+        };
+        files.paths().map(create).collect()
+    }
+
     /// What it runs every interval.
-    pub fn commands(&self, files: &Files, judge: &mut Judge) -> Vec<Command> {
-        if *self == Keeper::Update {
+    fn commands(&self, files: &Files, groups: &Groups) -> Vec<Command> {
+        if *self != Keeper::Dmstats {
             let mut command = Command::new(program());
             command.arg("update").args(files.paths());
             return vec![command];
         }
-        let groups = judge.groups();
         let update = |file: &File| {
             let group = groups[file.alias()].id;
             let mut command = dmstats(&format!("update_filemap --nomonitor --groupid {group}"));
@@ -161,6 +174,8 @@ fn text(interval: Duration) -> String {
 pub struct Keeping {
     daemons: Vec<Daemon>,
     pub runs: Option<Runs>,
+    /// The first of the commands that are run: for the first file, whose group has the lowest id.
+    pub sample: Option<Command>,
 }
 
 impl Keeping {

@@ -74,6 +74,12 @@ impl Bench {
     }
 }
 
+/// The indices of so many, from the first to the last and the next time from the last to the first:
+/// whatever rises or falls meanwhile on this machine, none of them has more of it than the others.
+fn in_turn(round: usize, count: usize) -> impl Iterator<Item = usize> {
+    (0..count).map(move |at| if round % 2 == 0 { at } else { count - 1 - at })
+}
+
 type Measure = fn(&mut Bench);
 
 fn main() -> ExitCode {
@@ -95,8 +101,8 @@ fn main() -> ExitCode {
         ("messages", messages::run),
         ("cost", cost::run),
         ("kept", kept::run),
-        ("regions", harm::regions),
         ("harm", harm::run),
+        ("regions", harm::regions),
     ];
     for (name, run) in all {
         if bench.arguments.wants(name) {

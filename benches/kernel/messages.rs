@@ -1,3 +1,116 @@
-//! What a change costs in messages.
-use crate::Bench;
-pub fn run(_bench: &mut Bench) {}
+//! What the kernel is asked for each change, and for making groups.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::cost::SWEEP;
+use crate::files::Files;
+use crate::guest::{Disk, wait_until};
+use crate::judge::{self, Judge};
+use crate::keeper::{Keeper, Keeping};
+use crate::support::table::{Cell, Table};
+use crate::trace::Calls;
+use crate::{Bench, INTERVAL, meter};
+
+/// Words of messages, and what else is told apart.
+const KINDS: [&str; 6] =
+    ["@stats_create", "@stats_delete", "@stats_set_aux", "@stats_list", "@fiemap", "@sync"];
+
+pub fn run(bench: &mut Bench) {
+    let disk = Disk::format(1, "ext4", "-q");
+    changes(bench, &disk);
+    making(bench, &disk);
+}
+
+fn changes(bench: &mut Bench, disk: &Disk) {
+    let headings = ["one file of 4 extents", "kept by", "creates", "deletes", "set_aux", "lists"];
+    let headings = [&headings[..], &["FIEMAPs", "of them with a writeback"]].concat();
+    let title = "What the kernel is asked until a group shows a change";
+    let mut table = Table::new("messages", title, &headings);
+    let mut keepers = vec![Keeper::Service, Keeper::Each];
+    if !bench.arguments.quick {
+        keepers.push(Keeper::Dmstats);
+        keepers.extend(bench.given());
+    }
+    for keeper in keepers {
+        let mut files = Files::make(disk, 1);
+        let mut judge = Judge::of(disk);
+        let mut keeping = keeper.start(disk, &files, INTERVAL);
+        keeping.runs = None; // each command that is counted is run by itself
+        for what in ["one extent more", "one extent less"] {
+            let began = Instant::now();
+            let calls = of_change(&mut files, &keeping, &mut judge);
+            let counts = KINDS.map(|kind| Cell::Count(calls.of(kind)));
+            table.row([what.into(), keeper.name().into()].into_iter().chain(counts));
+            if matches!(keeper, Keeper::Service | Keeper::Each) {
+                check(bench, &format!("{}, {what}", keeper.name()), &calls, began.elapsed());
+            }
+        }
+        drop(keeping);
+        judge.table().clear();
+    }
+    bench.publish(&table);
+}
+
+/// Changes the file, and counts what is called until its group is right.
+fn of_change(files: &mut Files, keeping: &Keeping, judge: &mut Judge) -> Calls {
+    if let Some(command) = &keeping.sample {
+        files.0[0].change();
+        return Calls::of_command(command).0;
+    }
+    Calls::of_processes(&keeping.pids(), || {
+        files.0[0].change();
+        wait_until("the group shows the change", || {
+            let right = judge::is_right(&files.0[0], &judge.groups());
+            right.then_some(()).ok_or_else(|| "not yet".to_owned())
+        });
+        thread::sleep(2 * INTERVAL); // what follows once the group is right is part of the price
+    })
+}
+
+/// The fewest messages that there can be.
+fn check(bench: &mut Bench, what: &str, calls: &Calls, took: Duration) {
+    let more = u64::from(what.ends_with("more"));
+    for (kind, fewest) in [("@stats_create", more), ("@stats_delete", 1 - more)] {
+        bench.counts.is(&format!("{what}: {kind}"), calls.of(kind), fewest);
+    }
+    bench.counts.is(&format!("{what}: @stats_set_aux"), calls.of("@stats_set_aux"), 1);
+    bench.counts.is(&format!("{what}: writebacks"), calls.of("@sync"), 0);
+    let sweeps = took.as_secs() / SWEEP.as_secs() + 1;
+    let lists = 1 + more + sweeps; // before the plan, and after a create
+    bench.counts.at_most(&format!("{what}: @stats_list"), calls.of("@stats_list"), lists);
+}
+
+fn making(bench: &mut Bench, disk: &Disk) {
+    let headings = ["files", "made by", "processes", "ioctls a file", "system calls a file"];
+    let headings = [&headings[..], &["CPU ms a file", "of ours"]].concat();
+    let title = "Making the groups of files of 4 extents";
+    let mut table = Table::new("making", title, &headings);
+    for &count in bench.sized(&[2][..], &[1, 10, 100]) {
+        let files = Files::make(disk, count);
+        let mut judge = Judge::of(disk);
+        let mut ours = None;
+        for (keeper, name) in
+            [(Keeper::Update, "dmfilemapd update"), (Keeper::Dmstats, "dmstats create --filemap")]
+        {
+            let commands = keeper.making(&files);
+            let mut calls = (0, 0);
+            for command in &commands {
+                let (counted, succeeded) = Calls::of_command(command);
+                assert!(succeeded, "{command:?}");
+                calls = (calls.0 + counted.of("ioctl"), calls.1 + counted.all());
+            }
+            judge.table().clear();
+            let cpu = meter::cpu_of(|| keeper.make_groups(&files));
+            let each = cpu.as_secs_f64() * 1000.0 / count as f64;
+            judge.table().clear();
+            let ours = *ours.get_or_insert(each);
+            let per_file = |calls: u64| Cell::Number(calls as f64 / count as f64);
+            let head = [count.into(), name.into(), commands.len().into()];
+            let counts = [per_file(calls.0), per_file(calls.1)];
+            let cpu = [Cell::Number(each), Cell::Ratio(each / ours)];
+            table.row(head.into_iter().chain(counts).chain(cpu));
+        }
+    }
+    bench.publish(&table);
+}

@@ -12,7 +12,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The folder for answers; set inside the kernel only.
 pub const FOLDER: &str = "BENCH_METER";
@@ -39,10 +39,9 @@ fn cpu() -> Duration {
     }
 }
 
-/// CPU time that this kernel takes while `activity` lasts, as a share of one CPU.
-pub fn share_of_cpu(activity: impl FnOnce()) -> f64 {
-    let (before, began) = (cpu(), Instant::now());
+/// CPU time that this kernel takes while `activity` lasts.
+pub fn cpu_of(activity: impl FnOnce()) -> Duration {
+    let before = cpu();
     activity();
-    let (after, took) = (cpu(), began.elapsed());
-    after.saturating_sub(before).as_secs_f64() / took.as_secs_f64()
+    cpu().saturating_sub(before)
 }

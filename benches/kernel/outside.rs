@@ -81,7 +81,9 @@ fn pass_on(stderr: ChildStderr) -> String {
 fn answer(folder: &Path, number: &str, cpu: Duration) {
     let unfinished = folder.join("unfinished");
     let written = fs::write(&unfinished, cpu.as_nanos().to_string());
-    written.and_then(|()| fs::rename(&unfinished, folder.join(number))).expect("the folder is ours");
+    written
+        .and_then(|()| fs::rename(&unfinished, folder.join(number)))
+        .expect("the folder is ours");
 }
 
 /// CPU time of all processes below `root`, and of those that ended there and were waited for.
