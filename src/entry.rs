@@ -68,17 +68,27 @@ pub fn settle() -> Duration {
     Duration::from_millis(age * 10) + Duration::from_secs(5)
 }
 
+/// What a file of sysfs says of the device; `None` where that cannot be had.
+///
+/// Podman hides `/sys/dev/block` from containers. A device of device-mapper is found by the name
+/// that the kernel gives it, too.
+pub fn sysfs(device: Device, name: &str) -> Option<String> {
+    let by_number = format!("/sys/dev/block/{device}");
+    let by_name = format!("/sys/block/dm-{}", device.minor);
+    let read = |folder: &str, name: &str| fs::read_to_string(format!("{folder}/{name}")).ok();
+    let is_it = || read(&by_name, "dev").is_some_and(|dev| dev.trim() == device.to_string());
+    read(&by_number, name).or_else(|| is_it().then(|| read(&by_name, name)).flatten())
+}
+
 /// What sysfs calls the device, and its sectors; empty and 0 where there is no such thing.
 pub fn describe(device: Device) -> (String, u64) {
-    let read = |name: &str| fs::read_to_string(format!("/sys/dev/block/{device}/{name}"));
-    let name = read("dm/name").unwrap_or_default().trim().to_owned();
-    (name, read("size").ok().and_then(|size| size.trim().parse().ok()).unwrap_or(0))
+    let read = |name: &str| sysfs(device, name).unwrap_or_default().trim().to_owned();
+    (read("dm/name"), read("size").parse().unwrap_or(0))
 }
 
 /// The uuid of a device-mapper device, as sysfs says it; empty where it has none.
 pub fn uuid(device: Device) -> String {
-    let uuid = fs::read_to_string(format!("/sys/dev/block/{device}/dm/uuid"));
-    uuid.unwrap_or_default().trim().to_owned()
+    sysfs(device, "dm/uuid").unwrap_or_default().trim().to_owned()
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 pub mod control;
 pub mod devices;
 pub mod fiemap;
+pub mod fsmap;
 pub mod inode;
 pub mod memory;
 pub mod process;

@@ -6,13 +6,19 @@
 //! likes; main never does, and never waits for them: when it is done the process ends.
 
 mod added;
+mod books;
 mod control;
 mod crew;
+mod exporter;
+mod http;
 mod jobs;
+mod kept;
 mod scan;
 mod service;
+mod state;
 mod supervisor;
 mod tidy;
+mod totals;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -30,13 +36,15 @@ use crate::dm::Dm;
 use crate::engine::{Action, Batch, End, Engine, Event, FileId, Report, Settings, Spec, Time};
 use crate::group::Mark;
 use crate::kernel::process::raise_descriptor_limit;
+use crate::ledger::Holder;
 use crate::request::Reply;
 use crate::sample::Reach;
 use crate::socket::{self, Release};
 use crate::update::Template;
+use books::Books;
 use control::{Desk, Question};
 use crew::Crew;
-use jobs::{Order, Sample};
+use jobs::{Did, Order, Sample};
 use scan::{Errand, Finding};
 pub use service::Read;
 use service::{Claimed, Service};
@@ -69,6 +77,7 @@ pub enum Outcome {
 enum Answer {
     Looked(Batch, Vec<Reach>),
     Event(Event),
+    Did(Did),
     Found(Finding),
     Asked(Question, Sender<Reply>),
     Reload,
@@ -116,25 +125,40 @@ pub fn serve<D: Dm + Send + 'static>(
     settings: Settings,
     ready: impl FnOnce(),
 ) -> io::Result<Outcome> {
-    let settings = Settings { patient: true, full_look: config.settings.full_look, ..settings };
+    let settings = Settings {
+        patient: true,
+        full_look: config.settings.full_look,
+        read: Some(config.settings.read_interval),
+        ..settings
+    };
     let mut run = Run::start(open.clone(), claim, settings, Some(Tidy::default()))?;
     run.wait_for_signals(&[SIGTERM, SIGINT, SIGHUP])?;
     let read = Arc::new(read);
     run.employ_scout(read.clone(), open.clone(), claim)?;
     let path = config.settings.socket.clone();
+    let exported = config.settings.clone();
+    let state_dir = config.settings.state_dir.clone();
     let service = Service::new(config);
     let desk = Desk { main: run.sender.clone(), wanted: service.shared.clone(), read, open, claim };
     run.service = Some(service);
+    let desk = Arc::new(desk);
+    let ask: http::Ask = Arc::new({
+        let desk = desk.clone();
+        move || desk.totals()
+    });
     let answer = move |request, fd, peer: &_| desk.answer(request, fd, peer);
+    let exporter = exporter::start(&exported, &ask)?;
     let server = path.as_ref().map(|path| socket::serve(path, answer)).transpose()?;
+    // Only now: another service may have been there.
+    run.books = Some(Books::open(state_dir.as_ref()));
     if let Some(path) = path {
-        run.recall(&path); // only now: another service may have been there
+        run.recall(&path);
     }
     supervisor::ready();
     ready();
     let outcome = run.serve();
-    supervisor::stopping();
-    drop(server); // nobody is left who would answer
+    run.save_at_end();
+    drop((server, exporter)); // nobody is left who would answer
     Ok(outcome)
 }
 
@@ -148,6 +172,8 @@ struct Run {
     ioctls: Crew<Order>,
     scouts: Option<Crew<Errand>>,
     service: Option<Service>,
+    /// What is counted, if anybody may ask for it.
+    books: Option<Books>,
     /// Who waits for a file to be let go.
     releases: HashMap<FileId, Vec<Release>>,
     /// Until when who asked for the end may take to hear so.
@@ -175,6 +201,8 @@ struct File {
     made: bool,
     /// What the service knows of it.
     claimed: Option<Claimed>,
+    /// Whose account it is in the ledger, if there is one.
+    holder: Option<Holder>,
 }
 
 impl File {
@@ -199,8 +227,10 @@ impl Run {
         let inbox_of_samplers = sender.clone();
         let samplers = Crew::new("sampler", move || Ok(jobs::sampler(inbox_of_samplers.clone())))?;
         let inbox_of_ioctls = sender.clone();
+        let counting = settings.read.is_some();
         let ioctls = Crew::new("ioctl", move || {
-            Ok(jobs::ioctls(open()?, claim, inbox_of_ioctls.clone(), tidy.clone()))
+            let inbox = inbox_of_ioctls.clone();
+            Ok(jobs::ioctls(open()?, claim, inbox, tidy.clone(), counting))
         })?;
         let limit = raise_descriptor_limit();
         Ok(Run {
@@ -213,6 +243,7 @@ impl Run {
             ioctls,
             scouts: None,
             service: None,
+            books: None,
             releases: HashMap::new(),
             farewell: None,
             supervisor: Supervisor::new(),
@@ -263,9 +294,11 @@ impl Run {
         }
         self.open += usize::from(reach.open.is_some());
         let path = reach.path.clone();
+        let holder = self.open_account(&spec, mark, claimed.as_ref());
         let file = self.engine.follow(self.now(), spec);
         let making = Some(Box::new((template, mark)));
-        let followed = File { path, reach: Some(reach), making, made: false, claimed };
+        let reach = Some(reach);
+        let followed = File { path, reach, making, made: false, claimed, holder };
         if file.index() == self.files.len() {
             if self.files.len() == self.files.capacity() {
                 self.files.reserve_exact(self.files.len() / 8 + 16); // as the engine does
@@ -293,6 +326,7 @@ impl Run {
             }
             self.supervisor.engine_lives(self.now());
             self.look_around(self.now());
+            self.save_if_due(self.now());
             self.next_events(&mut events);
         }
     }
@@ -305,10 +339,12 @@ impl Run {
         match answer {
             Ok(Answer::Looked(batch, reaches)) => {
                 self.take_back(&batch, reaches);
+                self.count_failed_looks(&batch.looks);
                 events.push(Event::Looked(batch));
             }
             Ok(Answer::Event(Event::Stop)) => self.stop(events),
             Ok(Answer::Event(event)) => events.push(event),
+            Ok(Answer::Did(did)) => self.did(did, events),
             Ok(Answer::Found(finding)) => self.found(finding, events),
             Ok(Answer::Asked(question, reply)) => self.asked(question, &reply, events),
             Ok(Answer::Reload) => self.reload(),
@@ -319,8 +355,9 @@ impl Run {
 
     fn next_due(&self) -> Option<Time> {
         let service = self.service.as_ref().and_then(Service::next_due);
+        let books = self.books.as_ref().and_then(Books::next_due);
         let farewell = self.farewell.as_ref().map(|(until, _)| *until);
-        let dues = [self.engine.next_due(), service, self.supervisor.next_due(), farewell];
+        let dues = [self.engine.next_due(), service, books, self.supervisor.next_due(), farewell];
         dues.into_iter().chain([self.ending]).flatten().min()
     }
 
@@ -329,6 +366,7 @@ impl Run {
         if self.farewell.take_if(|(until, _)| *until <= now).is_some() {
             return self.stop(events);
         }
+        self.answer_waiting(None);
         let over = self.ending.is_some_and(|ending| ending <= now);
         events.push(if over { Event::Stop } else { Event::Tick });
     }
@@ -376,14 +414,20 @@ impl Run {
                 give(&self.ioctls, Order::Remove { file, device, group });
             }
             Action::Sweep(device, groups) => give(&self.ioctls, Order::Sweep { device, groups }),
+            Action::Read(device, groups) => {
+                let before = self.books.as_ref().and_then(|books| books.stat(device));
+                give(&self.ioctls, Order::Read { device, groups, before });
+            }
             Action::Report(file, report) => self.report(file, &report),
             Action::Finish => unreachable!("serve() returns then"),
         }
     }
 
     fn report(&mut self, file: FileId, report: &Report) {
-        let File { path, making, made, .. } = &mut self.files[file.index()];
+        let path = &self.files[file.index()].path;
         log!(level(report), "{}: {report}", path.display());
+        self.keep_count(file, report);
+        let File { making, made, .. } = &mut self.files[file.index()];
         match report {
             Report::Updated(updated) => {
                 *making = None;

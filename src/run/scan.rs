@@ -11,9 +11,11 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::added::Added;
+use super::state::StateFile;
 use crate::config::{Config, Errors, Found, Owners, Terms, owners};
 use crate::dm::Device;
 use crate::entry::entry;
+use crate::ledger::Ledger;
 use crate::message::RegionId;
 use crate::mode::Mode;
 use crate::place::{Obstacle, Place};
@@ -175,6 +177,8 @@ pub(super) enum Errand {
     Reload,
     /// Find the files again that an earlier service was asked for.
     Recall(Vec<Added>, Arc<Terms>),
+    /// Write the ledger down.
+    Save(Arc<StateFile>, Box<Ledger>),
 }
 
 /// What the scout brings back.
@@ -182,7 +186,9 @@ pub(super) enum Finding {
     /// Of a scan for this configuration.
     Seen(Arc<Wanted>, Seen),
     /// The configuration as it is now.
-    Reloaded(Result<Config, Errors>),
+    Reloaded(Result<Box<Config>, Errors>),
     /// What was found again; and what was not, and why.
     Recalled(Vec<Fresh>, Vec<(PathBuf, String)>),
+    /// Whether the ledger was written.
+    Saved(Result<(), String>),
 }

@@ -9,7 +9,8 @@ use std::time::Duration;
 use log::{error, info, warn};
 use parking_lot::Mutex;
 
-use super::added::{Ledger, recall};
+use super::added::{Roster, recall};
+use super::books::{PATIENCE, add};
 use super::scan::{By, Errand, Finding, Fresh, Key, Known, Require, Seen, Wanted};
 use super::{Answer, Outcome, Run, supervisor};
 use crate::config::{Config, Errors, Nameless, Settings, Terms, unique_aliases};
@@ -17,6 +18,7 @@ use crate::dm::Dm;
 use crate::engine::{End, Event, FileId, Time};
 use crate::group::safe_alias;
 use crate::place;
+use crate::values::Listen;
 
 /// Share of the time that scans may take, as one part in so many.
 const SCAN_SHARE: u32 = 20;
@@ -45,7 +47,7 @@ pub(super) struct Service {
     /// Why the configuration in force is not the one in the files.
     pub(super) config_error: Option<String>,
     /// Where it is written down what no rule wants.
-    pub(super) ledger: Option<Ledger>,
+    pub(super) roster: Option<Roster>,
     /// What is in there is being found again.
     pub(super) recalling: bool,
 }
@@ -74,7 +76,7 @@ impl Service {
             scan_due: Time::ZERO,
             scanning: None,
             config_error: None,
-            ledger: None,
+            roster: None,
             recalling: false,
         }
     }
@@ -108,7 +110,7 @@ pub(super) fn scout<D: Dm>(
                 let seen = super::scan::scan(&wanted, &followed, require);
                 Finding::Seen(wanted, seen)
             }
-            Errand::Reload => Finding::Reloaded(read()),
+            Errand::Reload => Finding::Reloaded(read().map(Box::new)),
             Errand::Recall(added, base) => {
                 let (mut found, mut lost) = (Vec::new(), Vec::new());
                 for file in added {
@@ -119,6 +121,9 @@ pub(super) fn scout<D: Dm>(
                     }
                 }
                 Finding::Recalled(found, lost)
+            }
+            Errand::Save(state, ledger) => {
+                Finding::Saved(state.write(&ledger).map_err(|error| error.to_string()))
             }
         };
         inbox.send(Answer::Found(finding)).ok(); // nobody there: the process is about to end
@@ -164,7 +169,8 @@ impl Run {
         match finding {
             Finding::Seen(wanted, seen) => self.seen(&wanted, seen, events),
             Finding::Recalled(found, lost) => self.recalled(found, lost),
-            Finding::Reloaded(Ok(config)) => self.reloaded(config),
+            Finding::Saved(outcome) => self.saved(outcome),
+            Finding::Reloaded(Ok(config)) => self.reloaded(*config),
             Finding::Reloaded(Err(errors)) => {
                 error!("{errors}\nthe configuration from before stays in force");
                 supervisor::ready();
@@ -182,7 +188,14 @@ impl Run {
         if before.socket != config.settings.socket {
             warn!("another control socket is used from the next start on");
         }
+        if exported(before) != exported(&config.settings) {
+            warn!("other metrics_ settings hold from the next start on");
+        }
+        if before.state_dir != config.settings.state_dir {
+            warn!("totals are kept at another place from the next start on");
+        }
         self.engine.set_full_look(config.settings.full_look);
+        self.engine.set_read(config.settings.read_interval);
         service.config_error = None;
         service.dismissed.clear();
         service.wanted = Arc::new(config.into());
@@ -201,6 +214,9 @@ impl Run {
         if !Arc::ptr_eq(wanted, &service.wanted) {
             service.scan_due = now; // the configuration is another one by now
             return;
+        }
+        if let Some(books) = &mut self.books {
+            add(&mut books.scans, took);
         }
         let interval = service.settings().rescan_interval;
         service.scan_due = now + interval.max(took * SCAN_SHARE);
@@ -306,10 +322,20 @@ impl Run {
     pub(super) fn stop(&mut self, events: &mut Vec<Event>) {
         self.outcome = Outcome::Stopped;
         self.farewell = None; // said, or it would end what goes on below
+        if self.service.is_some() {
+            supervisor::stopping();
+        }
         let config = self.service.as_ref().map(Service::settings);
         let remove = config.map_or(self.remove_on_exit, |settings| settings.remove_on_exit);
-        if !remove || self.ending.is_some() {
+        if self.ending.is_some() {
             return events.push(Event::Stop);
+        }
+        if !remove {
+            match self.read_last(events) {
+                true => self.ending = Some(self.now() + PATIENCE),
+                false => events.push(Event::Stop),
+            }
+            return;
         }
         self.ending = Some(self.now() + REMOVAL_MAX);
         self.service = None; // nothing new is followed from here on
@@ -327,6 +353,10 @@ impl Run {
             service.dismissed.insert(claimed.key);
         }
     }
+}
+
+fn exported(settings: &Settings) -> (&Option<Listen>, &Option<PathBuf>, Duration) {
+    (&settings.metrics_listen, &settings.metrics_textfile, settings.metrics_interval)
 }
 
 impl Service {
