@@ -4,4 +4,7 @@
 
 pub mod arguments;
 pub mod counts;
+pub mod folder;
+pub mod paired;
+pub mod rounds;
 pub mod table;

@@ -12,8 +12,9 @@ use crate::dm::Device;
 use crate::extent::Extents;
 use crate::update::Group;
 
-/// Files in one batch of stamps: enough that handing it over costs little against the `stat`s.
-pub const STAMPS_MAX: usize = 256;
+/// Files in one batch of stamps. Handing it to another thread and back costs as much as a hundred
+/// `stat`s, and is to cost little against those in it.
+pub const STAMPS_MAX: usize = 1024;
 
 /// Files in one batch of maps: the others wait while one of them is locked by a writer.
 pub const MAPS_MAX: usize = 8;
@@ -63,8 +64,10 @@ pub(super) struct Reads {
     pub(super) due: Option<Time>,
     /// When the last reading was begun that has come back.
     pub(super) last: Option<Time>,
-    /// How long that took.
-    pub(super) took: Duration,
+    /// Since when somebody waits for a reading that is begun no earlier.
+    pub(super) asked: Option<Time>,
+    /// Processor time that it took.
+    pub(super) cost: Duration,
     /// When one last told that somebody sets counters to zero.
     pub(super) reset: Option<Time>,
 }
@@ -93,7 +96,7 @@ impl Lane {
             orders: VecDeque::new(),
             ordering: None,
             sweep,
-            reads: Reads { due: read, last: None, took: Duration::ZERO, reset: None },
+            reads: Reads { due: read, last: None, asked: None, cost: Duration::ZERO, reset: None },
             gauge: Gauge::new(),
             creates: 0,
         }

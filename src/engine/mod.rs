@@ -8,10 +8,11 @@
 //! # Pace
 //!
 //! Each file has a deadline of its own. The first look is due at once, the second at a moment of
-//! the interval that differs from file to file, so that ten thousand files do not wake together;
-//! then one follows an interval after the other, or after the end of a look that took longer. A
-//! file that was quiet for some dozens of looks is looked at ever more seldom, down to its longest
-//! interval, and as often as at first again as soon as something happens.
+//! the interval that differs between some hundreds of files and the next, so that ten thousand
+//! files do not wake together; then one follows an interval after the other, or after the end of a
+//! look that took longer. A file that was quiet for some dozens of looks is looked at ever more
+//! seldom, down to its longest interval, and as often as at first again as soon as something
+//! happens.
 //!
 //! # Lanes
 //!
@@ -46,7 +47,7 @@ use crate::dm::Device;
 use crate::mode::Mode;
 use crate::update::Group;
 
-pub use event::{Action, Batch, Event, Look};
+pub use event::{Action, Batch, Event, Look, Reading};
 use followed::{Followed, Job};
 use lane::{Lane, Order};
 pub use lane::{MAPPING_MAX, MAPS_MAX, STAMPS_MAX};
@@ -68,7 +69,7 @@ pub struct Settings {
     /// listing takes more than a fiftieth of that, up to a minute.
     pub sweep: Duration,
     /// Between two readings of what a device's groups have counted, if anybody wants to know;
-    /// longer where a reading takes more than a fiftieth of that.
+    /// longer where a reading takes more than a fiftieth of that in processor time.
     pub read: Option<Duration>,
     /// How long there may be no file at a path before it is let go.
     pub absence: Duration,
@@ -127,6 +128,9 @@ const TORN_MAX: u8 = 8;
 
 /// Share of the time that listing a device may take, as one part in so many.
 const SWEEP_SHARE: u32 = 50;
+
+/// Moments of an interval at which files are due. More would make smaller batches.
+const MOMENTS: u32 = 64;
 
 /// The longest time between two sweeps for the sake of that. What took very long was not the
 /// listing: the process was stopped, or the device was. It need not be so the next time.
@@ -270,7 +274,7 @@ impl Engine {
                 self.removed(now, file, outcome, actions);
             }
             Event::Swept(device, outcome) => self.swept(now, device, outcome, actions),
-            Event::Read(device, reset) => self.read(now, device, reset),
+            Event::Read(device, reading) => self.read(now, device, reading),
             Event::Gauged(device, writes) => self.gauged(now, device, writes),
             Event::Forget(file, remove) => self.forget(now, file, remove, actions),
             Event::Stop => self.stopped = true,
@@ -343,7 +347,7 @@ impl Engine {
             now + interval
         };
         // Files that are due at nearly the same moment are looked at in one batch.
-        let due = due.rounded_up(interval / 64);
+        let due = due.rounded_up(interval / MOMENTS);
         self.plan(file, due);
     }
 
@@ -400,7 +404,11 @@ impl Engine {
     }
 }
 
-/// A number from 0 to 1 that differs from file to file: steps of the golden ratio.
+/// Files that were followed one after the other and are looked at one after the other: what is
+/// known of them, here and in the kernel, lies side by side, and they make a batch.
+const NEIGHBOURS: u32 = 256;
+
+/// A number from 0 to 1 that differs between neighbourhoods of files: steps of the golden ratio.
 fn phase(file: FileId) -> f64 {
-    (f64::from(file.0) * 0.618_033_988_749_895).fract()
+    (f64::from(file.0 / NEIGHBOURS) * 0.618_033_988_749_895).fract()
 }

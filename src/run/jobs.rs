@@ -5,17 +5,19 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use log::debug;
+use nix::time::{ClockId, clock_gettime};
 
 use super::Answer;
 use super::tidy::Tidy;
 use crate::counters::Reading;
 use crate::dm::{Device, Dm};
-use crate::engine::{Batch, Event, FileId};
+use crate::engine::{self, Batch, Event, FileId};
 use crate::entry::sysfs;
 use crate::extent::Extents;
 use crate::group::Mark;
 use crate::kernel::fiemap::Pages;
 use crate::sample::{self, Reach};
+use crate::sight::Sight;
 use crate::update::{self, Group, Passage, Tally, Template};
 
 /// For a sampler.
@@ -82,6 +84,8 @@ pub(super) struct Pass {
     pub(super) whole: Option<Reading>,
     /// The groups, and how many regions there are in all; nothing if nothing has moved.
     pub(super) outcome: Result<Option<(Vec<Counts>, usize)>, update::Error>,
+    /// Processor time that it took.
+    pub(super) cost: Duration,
 }
 
 /// What a group has counted.
@@ -94,10 +98,13 @@ pub(super) fn sampler(inbox: Sender<Answer>) -> impl FnMut(Sample) + Send {
         let answer = match job {
             Sample::Look { mut batch, mut reaches, keep } => {
                 for (look, reach) in iter::zip(&mut batch.looks, &mut reaches) {
-                    look.sight = match batch.maps {
-                        Some(_) => sample::look(reach, keep, &mut pages),
+                    let sight = match batch.maps {
+                        Some(_) => sample::look(reach, look.last, keep, &mut pages),
                         None => sample::compare(reach, look.last),
                     };
+                    if !matches!(sight, Sight::Same) {
+                        look.sight = sight; // long, and rare
+                    }
                 }
                 Answer::Looked(batch, reaches)
             }
@@ -172,7 +179,8 @@ fn carry_out(dm: &mut impl Dm, claim: u32, order: Order, counting: bool) -> (Eve
         }
         Order::Read { device, groups, before } => {
             let pass = read(dm, device, groups, before.as_deref());
-            (Event::Read(device, false), Some(News::Read(pass)))
+            let reading = engine::Reading { reset: false, cost: pass.cost };
+            (Event::Read(device, reading), Some(News::Read(pass)))
         }
     }
 }
@@ -183,6 +191,7 @@ fn read(
     groups: Vec<(FileId, Group)>,
     before: Option<&str>,
 ) -> Pass {
+    let began = processor_time();
     let stat = sysfs(device, "stat").filter(|_| counts_io(device));
     let outcome = if stat.is_some() && stat.as_deref() == before {
         Ok(None)
@@ -195,7 +204,14 @@ fn read(
         })
     };
     let whole = sysfs(device, "stat").and_then(|stat| Reading::of_device(&stat));
-    Pass { device, stat, whole, outcome }
+    let cost = processor_time().saturating_sub(began);
+    Pass { device, stat, whole, outcome, cost }
+}
+
+/// What this thread has used so far; nothing if nobody knows.
+fn processor_time() -> Duration {
+    let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID);
+    time.map_or(Duration::ZERO, Duration::from)
 }
 
 /// Whether the device's own statistics move when there is I/O; newer kernels can be told that they
