@@ -17,8 +17,11 @@ const GLANCE: Duration = Duration::from_millis(10);
 const PATIENCE: Duration = Duration::from_secs(90);
 const PATIENCE_WITHOUT: Duration = Duration::from_secs(5);
 
-/// Between two changes of a file. No multiple of the interval, so that they meet every moment of it.
+/// Between two changes of a file. No multiple of the interval, so they meet every moment of it.
 pub const PERIOD: Duration = Duration::from_millis(1100);
+
+/// Pieces of a file that was not changed yet.
+pub const EXTENTS: u64 = 4;
 
 /// A followed file of four pieces, with a hole that is filled and punched in turns: each change is
 /// one more extent or one less, and the others stay.
@@ -30,8 +33,8 @@ pub struct File {
 
 impl File {
     fn make(path: PathBuf) -> File {
-        change::write(&path, Way::Direct, 0, 128 * KIB);
-        (0..4).for_each(|piece| change::punch(&path, (32 * piece + 16) * KIB, 16 * KIB));
+        change::write(&path, Way::Direct, 0, 32 * EXTENTS * KIB);
+        (0..EXTENTS).for_each(|piece| change::punch(&path, (32 * piece + 16) * KIB, 16 * KIB));
         change::sync(&path);
         File { path, is_filled: false }
     }

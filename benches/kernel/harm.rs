@@ -31,7 +31,7 @@ struct Sizes {
 }
 
 fn sizes(bench: &Bench) -> Sizes {
-    Sizes { rounds: bench.sized(1, 5), seconds: bench.sized(1, 4) }
+    Sizes { rounds: bench.sized(1, 5), seconds: bench.sized(1, 3) }
 }
 
 /// What was measured of some I/O.
@@ -41,7 +41,7 @@ struct Speed {
     rate: f64,
     /// The time in ms that 99 in 100 of them do not exceed.
     p99: f64,
-    /// CPU time of the whole kernel for each, in us. The load of the host makes no difference to it.
+    /// CPU time of the whole kernel for each, in us. The load of the host matters little to it.
     cpu: f64,
 }
 
@@ -96,10 +96,10 @@ pub fn run(bench: &mut Bench) {
         keepers.push(Keeper::Dmstats);
         keepers.extend(bench.given());
     }
-    let fast = Disk::format(3, "ext4", "-q");
+    let fast = bench.disk("ext4");
     with_monitors(bench, &mut table, "ramdisk", &fast, &keepers);
     if !bench.arguments.quick {
-        let slow = slow_disk(1, 10);
+        let slow = slow_disk(bench.ramdisk(), 10);
         with_monitors(bench, &mut table, "10 ms a request", &slow, &keepers);
     }
     table.note(NOTE);
@@ -170,8 +170,8 @@ fn compared(speed: Speed, without: Speed) -> [Cell; 6] {
 }
 
 /// What the tables have to say in the end.
-const NOTE: &str = "Medians of interleaved rounds; each is compared with the first row above it that \
-                    has none. CPU time is that of the whole kernel, as its host sees it.";
+const NOTE: &str = "Medians of interleaved rounds, and how many times as much as in the first of \
+                    such rows. CPU time is that of the whole kernel, as its host sees it.";
 
 // Regions.
 
@@ -180,7 +180,7 @@ pub fn regions(bench: &mut Bench) {
     let title =
         "Random direct reads of 4 KiB from a ramdisk, by the number of regions on its device";
     let mut table = Table::new("regions", title, &headings);
-    let disk = Disk::format(0, "ext4", "-q");
+    let disk = bench.disk("ext4");
     let fio_file = fio_file(&disk);
     let mut judge = Judge::of(&disk);
     let numbers: &[u64] = bench.sized(&[0, 100][..], &[0, 10, 100, 1_000, 10_000]);

@@ -81,7 +81,7 @@ impl Keeper {
         });
         if matches!(self, Keeper::Service | Keeper::Each) {
             // What it takes over and looks at in the beginning is not what is measured.
-            keeping.pids().iter().for_each(|pid| daemon::let_look(*pid, 2));
+            let_all_look(&keeping.pids());
         }
         keeping
     }
@@ -121,6 +121,16 @@ impl Keeper {
         };
         files.0.iter().map(update).collect()
     }
+}
+
+/// Waits until each of these daemons of ours has looked twice more.
+fn let_all_look(pids: &[u32]) {
+    let before: Vec<u64> = pids.iter().map(|pid| daemon::looks(*pid)).collect();
+    let has_looked = |(pid, before): (&u32, &u64)| daemon::looks(*pid) >= before + 2;
+    wait_until("all daemons look", || {
+        let done = pids.iter().zip(&before).filter(|of| has_looked((of.0, of.1))).count();
+        (done == pids.len()).then_some(()).ok_or_else(|| format!("{done} of {}", pids.len()))
+    });
 }
 
 /// The program under test, in the memory of this kernel.

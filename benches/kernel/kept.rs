@@ -144,8 +144,8 @@ pub fn run(bench: &mut Bench) {
         headings.into_iter().chain(counted.iter().map(String::as_str)).collect();
     let title = "Sectors written to files, and what their groups count in the end";
     let mut table = Table::new("kept", title, &headings);
-    for (disk, kind) in (2..).zip(filesystems) {
-        let disk = Disk::format(disk, kind, "-q");
+    for kind in filesystems {
+        let disk = bench.disk(kind);
         let mut rows: Vec<Vec<Cell>> = Vec::new();
         for keeper in &keepers {
             for (at, (worker, counted)) in work(&disk, keeper, steps).into_iter().enumerate() {

@@ -40,6 +40,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use guest::Disk;
 use keeper::Keeper;
 use support::arguments::Arguments;
 use support::counts::Counts;
@@ -56,12 +57,26 @@ pub struct Bench {
     pub given: Option<PathBuf>,
     /// Whether computing takes ten times as long in here.
     pub emulated: bool,
+    /// Ramdisks that are taken.
+    pub ramdisks: u32,
 }
 
 impl Bench {
     /// The first in the quick form, or else the second.
     pub fn sized<T>(&self, quick: T, full: T) -> T {
         if self.arguments.quick { quick } else { full }
+    }
+
+    /// The next ramdisk, of which nothing is used yet.
+    pub fn ramdisk(&mut self) -> u32 {
+        assert!(self.ramdisks < outside::RAMDISKS, "the kernel was given too few ramdisks");
+        self.ramdisks += 1;
+        self.ramdisks - 1
+    }
+
+    /// A new filesystem on a device of its own.
+    pub fn disk(&mut self, kind: &str) -> Disk {
+        Disk::format(self.ramdisk(), kind, "-q")
     }
 
     /// The daemon to be measured besides ours, if there is one.
@@ -95,7 +110,7 @@ fn main() -> ExitCode {
     }
     let given = env::var_os("BENCH_DAEMON").map(PathBuf::from);
     let emulated = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1);
-    let mut bench = Bench { arguments, counts: Counts::default(), given, emulated };
+    let mut bench = Bench { arguments, counts: Counts::default(), given, emulated, ramdisks: 0 };
     guest::write_back_soon();
     let all: [(&str, Measure); 5] = [
         ("messages", messages::run),

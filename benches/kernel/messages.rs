@@ -17,7 +17,7 @@ const KINDS: [&str; 6] =
     ["@stats_create", "@stats_delete", "@stats_set_aux", "@stats_list", "@fiemap", "@sync"];
 
 pub fn run(bench: &mut Bench) {
-    let disk = Disk::format(1, "ext4", "-q");
+    let disk = bench.disk("ext4");
     changes(bench, &disk);
     making(bench, &disk);
 }

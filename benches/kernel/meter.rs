@@ -4,7 +4,7 @@
 //! process that wakes, works for less than that and sleeps again it may see nothing. And because it
 //! is all there: what is done for a process in threads of the kernel, in forks and at exits too.
 //!
-//! The question is a line on stdout, which [`outside`](super::outside) does not pass on but answers,
+//! The question is a line on stdout, which [`outside`](super::outside) does not pass on: it answers
 //! in a file.
 
 use std::env;

@@ -25,8 +25,10 @@ impl Calls {
         self.0.get(name).copied().unwrap_or_default()
     }
 
+    /// System calls of any kind. Reading the clock is one in User-Mode Linux alone.
     pub fn all(&self) -> u64 {
-        self.0.iter().filter(|(name, _)| !name.starts_with('@')).map(|(_, count)| count).sum()
+        let is_call = |name: &str| !name.starts_with('@') && name != "clock_gettime";
+        self.0.iter().filter(|(name, _)| is_call(name)).map(|(_, count)| count).sum()
     }
 
     /// What these processes call while `activity` lasts.
