@@ -131,7 +131,7 @@ impl Worker {
 
 pub fn run(bench: &mut Bench) {
     let filesystems = bench.sized(&["ext4"][..], &["ext4", "xfs"]);
-    let steps = bench.sized(3, 30);
+    let steps = bench.sized(4, 30);
     let mut keepers = vec![Keeper::Service];
     if !bench.arguments.quick {
         keepers.push(Keeper::Dmstats);
