@@ -66,8 +66,8 @@ pub fn run(bench: &mut Bench) {
     let mut keepers = vec![Keeper::Nobody, Keeper::Service];
     if !bench.arguments.quick {
         keepers.extend([Keeper::Each, Keeper::Dmstats]);
-        keepers.extend(bench.given());
     }
+    keepers.extend(bench.given());
     let headings = ["files", "kept by", CPU, "of our service", SLEEPS, CALLS, IOCTLS];
     let memory = [PSS, PRIVATE];
     let title = "Files that do not change: what it takes to follow them";

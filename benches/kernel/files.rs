@@ -10,7 +10,7 @@ use crate::guest::Disk;
 use crate::judge::{Judge, Lags};
 
 /// How long the judge sleeps between two listings: how exactly it knows when a group was right.
-const GLANCE: Duration = Duration::from_millis(10);
+pub const GLANCE: Duration = Duration::from_millis(10);
 
 /// How long after the last change a group may take to be right before it is taken for lost; and how
 /// long if there is no such group any more, or none that can be read.

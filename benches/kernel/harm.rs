@@ -94,8 +94,8 @@ pub fn run(bench: &mut Bench) {
     let mut keepers = vec![Keeper::Nobody, Keeper::Service];
     if !bench.arguments.quick {
         keepers.push(Keeper::Dmstats);
-        keepers.extend(bench.given());
     }
+    keepers.extend(bench.given());
     let fast = bench.disk("ext4");
     with_monitors(bench, &mut table, "ramdisk", &fast, &keepers);
     if !bench.arguments.quick {

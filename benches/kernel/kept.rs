@@ -135,8 +135,8 @@ pub fn run(bench: &mut Bench) {
     let mut keepers = vec![Keeper::Service];
     if !bench.arguments.quick {
         keepers.push(Keeper::Dmstats);
-        keepers.extend(bench.given());
     }
+    keepers.extend(bench.given());
     let headings = ["on", "file that", "by", "sectors written", "to new blocks"];
     let names = keepers.iter().map(Keeper::name);
     let counted: Vec<String> = names.map(|name| format!("counted, {name}")).collect();

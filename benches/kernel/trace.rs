@@ -85,10 +85,14 @@ impl Calls {
     }
 }
 
-/// Whether all its threads are traced.
+/// Whether all its threads are traced that have not ended.
 fn is_traced(pid: u32) -> bool {
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return true };
-    threads.flatten().all(|thread| status(&thread.path(), "TracerPid:").is_none_or(|by| by > 0))
+    let is_traced = |thread: &Path| {
+        let text = fs::read_to_string(thread.join("status")).unwrap_or_default();
+        text.contains("State:\tZ") || field(&text, "TracerPid:").is_none_or(|by| by > 0)
+    };
+    threads.flatten().all(|thread| is_traced(&thread.path()))
 }
 
 /// Times that the threads of these processes went to sleep so far.
@@ -96,14 +100,17 @@ pub fn sleeps(pids: &[u32]) -> u64 {
     let of = |pid: &u32| {
         let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return 0 };
         let sleeps = threads.flatten();
-        sleeps.filter_map(|thread| status(&thread.path(), "voluntary_ctxt_switches:")).sum()
+        let of_thread = |thread: fs::DirEntry| {
+            let status = fs::read_to_string(thread.path().join("status")).ok()?;
+            field(&status, "voluntary_ctxt_switches:")
+        };
+        sleeps.filter_map(of_thread).sum()
     };
     pids.iter().map(of).sum()
 }
 
-fn status(thread: &Path, field: &str) -> Option<u64> {
-    let text = fs::read_to_string(thread.join("status")).ok()?;
-    text.lines().find_map(|line| line.strip_prefix(field))?.trim().parse().ok()
+fn field(status: &str, name: &str) -> Option<u64> {
+    status.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
 }
 
 /// Memory of these processes in MiB: their share of what is in memory, and what is theirs alone.
