@@ -1,12 +1,16 @@
 //! Counts kept: sectors that were written to files, and sectors that their groups count in the end.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use dmfilemapd::request::Totals;
+
 use crate::Bench;
 use crate::change::{self, KIB, MIB, Way};
+use crate::daemon;
 use crate::files::Files;
 use crate::guest::Disk;
 use crate::judge::Judge;
@@ -62,6 +66,15 @@ impl Work {
             Work::Truncate => "overwrites, is truncated, is rewritten",
         }
     }
+}
+
+const TOTALS: &str = "our totals";
+
+/// Sectors written to a file, as its group counts them in the end, and the totals of our service.
+#[derive(Clone, Copy, Debug)]
+struct Counted {
+    group: u64,
+    totals: u64,
 }
 
 /// A file that is worked on, and how much was written to it so far.
@@ -141,35 +154,44 @@ pub fn run(bench: &mut Bench) {
     let names = keepers.iter().map(Keeper::name);
     let counted: Vec<String> = names.map(|name| format!("counted, {name}")).collect();
     let headings: Vec<&str> =
-        headings.into_iter().chain(counted.iter().map(String::as_str)).collect();
+        headings.into_iter().chain(counted.iter().map(String::as_str)).chain([TOTALS]).collect();
     let title = "Sectors written to files, and what their groups count in the end";
     let mut table = Table::new("kept", title, &headings);
     for kind in filesystems {
         let disk = bench.disk(kind);
         let mut rows: Vec<Vec<Cell>> = Vec::new();
+        let mut totals = Vec::new();
         for keeper in &keepers {
             for (at, (worker, counted)) in work(&disk, keeper, steps).into_iter().enumerate() {
                 if rows.len() == at {
+                    totals.push(counted.totals.into());
                     let way = if worker.way == Way::Direct { "O_DIRECT" } else { "write, fsync" };
                     let written = [(worker.over + worker.first).into(), worker.first.into()];
                     let words = [*kind, worker.work.name(), way].map(Cell::from);
                     rows.push(words.into_iter().chain(written).collect());
                 }
-                rows[at].push(counted.into());
+                rows[at].push(counted.group.into());
                 if *keeper == Keeper::Service {
                     check(bench, kind, &worker, counted);
                 }
             }
         }
-        for row in rows {
-            table.row(row);
+        for (row, totals) in rows.into_iter().zip(totals) {
+            table.row(row.into_iter().chain([totals]));
         }
     }
     bench.publish(&table);
 }
 
+/// What our service has counted in all, in sectors, by alias.
+fn totals() -> BTreeMap<String, u64> {
+    let said = daemon::succeed(daemon::command(daemon::PROGRAM).args(["totals", "--json"]));
+    let totals: Totals = serde_json::from_str(&said).unwrap();
+    totals.files.into_iter().map(|file| (file.alias, file.counters.written_bytes / 512)).collect()
+}
+
 /// Works on one file of each kind at a time; gives what their groups count in the end.
-fn work(disk: &Disk, keeper: &Keeper, steps: u32) -> Vec<(Worker, u64)> {
+fn work(disk: &Disk, keeper: &Keeper, steps: u32) -> Vec<(Worker, Counted)> {
     let all = Work::ALL.into_iter().enumerate();
     let mut workers: Vec<Worker> =
         all.map(|(at, (work, way))| Worker::new(disk, at, work, way)).collect();
@@ -184,24 +206,32 @@ fn work(disk: &Disk, keeper: &Keeper, steps: u32) -> Vec<(Worker, u64)> {
         thread::sleep(STEP.saturating_sub(began.elapsed()));
     }
     files.wait_until_right(&mut judge);
+    let totals = if *keeper == Keeper::Service { totals() } else { BTreeMap::new() };
     drop(keeping);
-    let of_group = |file: &crate::files::File| judge.sectors_written(file.alias());
-    let counted: Vec<u64> = files.0.iter().map(of_group).collect();
+    let counted = |file: &crate::files::File| Counted {
+        group: judge.sectors_written(file.alias()),
+        totals: totals.get(file.alias()).copied().unwrap_or_default(),
+    };
+    let counted: Vec<Counted> = files.0.iter().map(counted).collect();
     judge.table().clear();
     files.remove();
     workers.into_iter().zip(counted).collect()
 }
 
 /// What went to regions that were kept is counted to the sector, and nothing is counted twice.
-fn check(bench: &mut Bench, kind: &str, worker: &Worker, counted: u64) {
+fn check(bench: &mut Bench, kind: &str, worker: &Worker, counted: Counted) {
     let what = format!("{kind}, {} {:?}: sectors", worker.work.name(), worker.way);
     let counts = &mut bench.counts;
+    for (by, counted) in [("of the group", counted.group), ("of the totals", counted.totals)] {
+        counts.at_most(&format!("{what} {by}"), counted, worker.over + worker.first);
+    }
+    let mut none_lost = |by, counted| {
+        counts.at_most(&format!("{what} lost {by}"), worker.over.saturating_sub(counted), 0);
+    };
     match worker.work {
-        Work::Overwrite => counts.is(&what, counted, worker.over),
-        Work::Grow => {
-            counts.at_most(&format!("{what} lost"), worker.over.saturating_sub(counted), 0);
-            counts.at_most(&what, counted, worker.over + worker.first);
-        }
-        _ => counts.at_most(&what, counted, worker.over + worker.first),
+        Work::Overwrite | Work::Grow => none_lost("by the group", counted.group),
+        // What had been written to blocks that went is in the totals alone.
+        Work::Truncate => none_lost("by the totals", counted.totals),
+        Work::Append | Work::Lines => {}
     }
 }
