@@ -464,8 +464,10 @@ fn an_idle_file_is_looked_at_ever_more_seldom_until_something_happens() {
     }
     assert!(longest > 9 * SECOND && longest <= 10 * SECOND + SECOND / 5, "{longest:?}");
     bench.wait_for_look();
-    bench.looked(Sight::Changed);
+    bench.looked(Sight::Changed(stamp(2)));
     assert!(bench.wait_for_look(), "at once");
+    let taken = bench.out.as_ref().and_then(|batch| batch.looks[0].taken());
+    assert_eq!(taken, Some(stamp(2)), "it need not be taken again");
     bench.looked(mapped(2, 16));
     bench.updates(0);
     let changed = bench.now;

@@ -118,7 +118,7 @@ impl Host {
         }
         for (look, reach) in batch.looks.iter_mut().zip(&mut reaches) {
             let sight = match batch.maps {
-                Some(_) => sample::look(reach, look.last, true, &mut self.pages),
+                Some(_) => sample::look(reach, look.last, look.taken(), true, &mut self.pages),
                 None => sample::compare(reach, look.last),
             };
             if !matches!(sight, Sight::Same) {

@@ -15,8 +15,20 @@ pub struct Look {
     pub file: FileId,
     /// The stamp of its last map.
     pub last: Option<Stamp>,
-    /// What was seen; [`Sight::Same`] until it was looked.
+    /// What was seen; [`Sight::Same`] until it was looked. Where the map is to be read since the
+    /// stamp was seen to be another one, that is what was seen so far.
     pub sight: Sight,
+}
+
+impl Look {
+    /// The stamp that was taken already.
+    #[must_use]
+    pub fn taken(&self) -> Option<Stamp> {
+        match self.sight {
+            Sight::Changed(stamp) => Some(stamp),
+            _ => None,
+        }
+    }
 }
 
 /// Looks at files of one device, to be made one after the other.

@@ -3,13 +3,14 @@
 //! Whatever a device does to those who touch it, it does to its own lane: the work under way for
 //! one device is bounded, and no more is begun before some of it has come back.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::FileId;
 use super::time::Time;
 use crate::dm::Device;
 use crate::extent::Extents;
+use crate::sight::Stamp;
 use crate::update::Group;
 
 /// Files in one batch of stamps. Handing it to another thread and back costs as much as a hundred
@@ -45,6 +46,8 @@ pub(super) struct Lane {
     pub(super) stamping: Option<Time>,
     /// The same for maps.
     pub(super) maps: VecDeque<FileId>,
+    /// Stamps of files among these that were taken already.
+    pub(super) taken: BTreeMap<FileId, Stamp>,
     pub(super) mapping: [Option<Time>; MAPPING_MAX],
     /// The same for orders and sweeps.
     pub(super) orders: VecDeque<Order>,
@@ -92,6 +95,7 @@ impl Lane {
             stamps: VecDeque::new(),
             stamping: None,
             maps: VecDeque::new(),
+            taken: BTreeMap::new(),
             mapping: [None; MAPPING_MAX],
             orders: VecDeque::new(),
             ordering: None,

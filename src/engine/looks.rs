@@ -56,10 +56,11 @@ impl Engine {
                 }
                 self.worked(now, file, true, actions);
             }
-            Sight::Changed => {
+            Sight::Changed(stamp) => {
                 followed.job = Job::Look;
                 if let Some(lane) = self.lane_of_file(file) {
                     lane.maps.push_back(file);
+                    lane.taken.insert(file, stamp);
                 }
             }
             Sight::Mapped(stamp, map) => self.mapped(now, file, stamp, map, actions),

@@ -99,7 +99,7 @@ pub(super) fn sampler(inbox: Sender<Answer>) -> impl FnMut(Sample) + Send {
             Sample::Look { mut batch, mut reaches, keep } => {
                 for (look, reach) in iter::zip(&mut batch.looks, &mut reaches) {
                     let sight = match batch.maps {
-                        Some(_) => sample::look(reach, look.last, keep, &mut pages),
+                        Some(_) => sample::look(reach, look.last, look.taken(), keep, &mut pages),
                         None => sample::compare(reach, look.last),
                     };
                     if !matches!(sight, Sight::Same) {

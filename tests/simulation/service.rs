@@ -326,7 +326,7 @@ impl World {
             What::Look(batch, targets) => {
                 let mut batch = batch.clone();
                 for (look, target) in iter::zip(&mut batch.looks, targets) {
-                    look.sight = self.look(*target, look.last, batch.maps.is_some());
+                    look.sight = self.look(*target, look, batch.maps.is_some());
                 }
                 Event::Looked(batch)
             }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use dmfilemapd::dm::Device;
-use dmfilemapd::engine::{Pace, Settings, Time};
+use dmfilemapd::engine::{Look, Pace, Settings, Time};
 use dmfilemapd::mode::Mode;
 use dmfilemapd::sight::{Sight, Stamp};
 use dmfilemapd::update::{self, Orphan};
@@ -224,7 +224,7 @@ impl World {
     }
 
     /// What a sampler sees.
-    pub fn look(&mut self, target: Target, last: Option<Stamp>, maps: bool) -> Sight {
+    pub fn look(&mut self, target: Target, look: &Look, maps: bool) -> Sight {
         if self.dice.one_in(self.failures) {
             return Sight::Failed("stat: ENOMEM".to_owned());
         }
@@ -232,10 +232,12 @@ impl World {
             Ok(place) => place,
             Err(sight) => return sight,
         };
-        let stamp = self.disks[disk].stamp(inode);
+        let now = self.disks[disk].stamp(inode);
         if !maps {
-            return if last == Some(stamp) { Sight::Same } else { Sight::Changed };
+            return if look.last == Some(now) { Sight::Same } else { Sight::Changed(now) };
         }
+        let is_of_it = |it: &Stamp| (it.device, it.inode) == (now.device, now.inode);
+        let stamp = look.taken().filter(is_of_it).unwrap_or(now);
         // A writer is at work between the two, and maybe between two pages of the map.
         let mut map = self.disks[disk].map(inode);
         if self.gap > 0 && self.dice.one_in(20) {
