@@ -37,6 +37,12 @@ pub(super) enum Order {
         mark: Mark,
         want: Extents,
     },
+    /// Delete the group with a mark of this key, if there is one.
+    Clear {
+        file: FileId,
+        device: Device,
+        key: u64,
+    },
     Update {
         file: FileId,
         device: Device,
@@ -156,6 +162,9 @@ fn carry_out(dm: &mut impl Dm, claim: u32, order: Order, counting: bool) -> (Eve
             let updated = update::establish(dm, device, &template, mark, claim, &want);
             (Event::Updated(device, file, updated), None)
         }
+        Order::Clear { file, device, key } => {
+            (Event::Updated(device, file, clear(dm, device, key)), None)
+        }
         Order::Update { file, device, group, want } if counting => {
             let (passage, updated) = update::update_counted(dm, device, group, &want);
             (Event::Updated(device, file, updated.map(Some)), passed(file, passage))
@@ -179,10 +188,21 @@ fn carry_out(dm: &mut impl Dm, claim: u32, order: Order, counting: bool) -> (Eve
         }
         Order::Read { device, groups, before } => {
             let pass = read(dm, device, groups, before.as_deref());
-            let reading = engine::Reading { reset: false, cost: pass.cost };
+            let reading = engine::Reading { reset: false, cost: pass.cost, more: false };
             (Event::Read(device, reading), Some(News::Read(pass)))
         }
     }
+}
+
+fn clear(
+    dm: &mut impl Dm,
+    device: Device,
+    key: u64,
+) -> Result<Option<update::Updated>, update::Error> {
+    if let Some(group) = update::find(&mut *dm, device, &[key])? {
+        update::remove(dm, device, group)?;
+    }
+    Ok(None)
 }
 
 fn read(

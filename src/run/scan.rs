@@ -15,6 +15,7 @@ use super::state::StateFile;
 use crate::config::{Config, Errors, Found, Owners, Terms, owners};
 use crate::dm::Device;
 use crate::entry::entry;
+use crate::grid::saved::SavedGrid;
 use crate::ledger::Ledger;
 use crate::message::RegionId;
 use crate::mode::Mode;
@@ -178,7 +179,7 @@ pub(super) enum Errand {
     /// Find the files again that an earlier service was asked for.
     Recall(Vec<Added>, Arc<Terms>),
     /// Write the ledger down.
-    Save(Arc<StateFile>, Box<Ledger>),
+    Save(Arc<StateFile>, Box<Ledger>, Vec<SavedGrid>),
 }
 
 /// What the scout brings back.
