@@ -384,7 +384,7 @@ impl Member {
     /// The file's extents and what of them is blank; nothing if they cannot be had.
     fn look(&mut self, pages: &mut Pages) -> Option<(Extents, Extents)> {
         self.mapped = Instant::now();
-        let mut sight = sample::look(&mut self.reach, self.stamp, false, pages);
+        let mut sight = sample::look(&mut self.reach, self.stamp, None, false, pages);
         if matches!(sight, Sight::Absent { .. }) && self.reach.mode == Mode::Inode {
             sight = self.look_by_descriptor(pages).unwrap_or(sight);
         }
@@ -399,7 +399,7 @@ impl Member {
                 self.stamp = None;
                 Some(<(Extents, Extents)>::default())
             }
-            Sight::Same | Sight::Changed | Sight::Failed(_) => None,
+            Sight::Same | Sight::Changed(_) | Sight::Failed(_) => None,
         }
     }
 
@@ -409,6 +409,6 @@ impl Member {
         let path = format!("/proc/self/fd/{}", self.descriptor?);
         let Reach { mode, identity, .. } = self.reach;
         let mut reach = Reach { mode, path: Path::new(&path).into(), identity, open: None };
-        Some(sample::look(&mut reach, None, false, pages))
+        Some(sample::look(&mut reach, None, None, false, pages))
     }
 }
