@@ -25,7 +25,7 @@ pub const EXTENTS: u64 = 4;
 
 /// A followed file of four pieces, with a hole that is filled and punched in turns: each change is
 /// one more extent or one less, and the others stay.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct File {
     pub path: PathBuf,
     is_filled: bool,
@@ -58,7 +58,7 @@ impl File {
 }
 
 /// The files of a disk that are followed: `000.img` and so on.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Files(pub Vec<File>);
 
 impl Files {

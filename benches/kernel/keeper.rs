@@ -70,7 +70,9 @@ impl Keeper {
             Keeper::Given(program) => keeping.daemons = daemon(program),
             Keeper::Dmstats | Keeper::Update => {
                 keeping.sample = self.commands(files, &groups).into_iter().next();
-                let commands = self.commands(files, &groups);
+                let (keeper, files, mut judge) = (self.clone(), files.clone(), Judge::of(disk));
+                // Its own updates move a group to another id, under which it has to be told of it.
+                let commands = move || keeper.commands(&files, &judge.groups());
                 keeping.runs = Some(Runs::start(commands, interval));
             }
         }
@@ -114,12 +116,12 @@ impl Keeper {
             return vec![command];
         }
         let update = |file: &File| {
-            let group = groups[file.alias()].id;
+            let group = groups.get(file.alias())?.id;
             let mut command = dmstats(&format!("update_filemap --nomonitor --groupid {group}"));
             command.arg(&file.path);
-            command
+            Some(command)
         };
-        files.0.iter().map(update).collect()
+        files.0.iter().filter_map(update).collect()
     }
 }
 
@@ -200,6 +202,7 @@ impl Keeping {
 }
 
 /// Commands that are run one after the other, all of them every interval or as often as they can.
+/// Which ones is asked anew each time.
 #[derive(Debug)]
 pub struct Runs {
     stop: Arc<AtomicBool>,
@@ -209,14 +212,17 @@ pub struct Runs {
 }
 
 impl Runs {
-    fn start(mut commands: Vec<Command>, interval: Duration) -> Runs {
+    fn start(
+        mut commands: impl FnMut() -> Vec<Command> + Send + 'static,
+        interval: Duration,
+    ) -> Runs {
         let (stop, done, failed): (Arc<AtomicBool>, Arc<AtomicU64>, Arc<AtomicU64>) =
             Default::default();
         let (may_go_on, count, failures) = (stop.clone(), done.clone(), failed.clone());
         let run = move || {
             loop {
                 let began = Instant::now();
-                for command in &mut commands {
+                for command in &mut commands() {
                     if may_go_on.load(Ordering::Relaxed) {
                         return;
                     }

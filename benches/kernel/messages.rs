@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::cost::SWEEP;
+use crate::cost::lists_at_rest;
 use crate::files::{Files, GLANCE};
 use crate::guest::{Disk, PATIENCE};
 use crate::judge::{self, Judge};
@@ -84,8 +84,7 @@ fn check(bench: &mut Bench, what: &str, calls: &Calls, took: Duration) {
     }
     bench.counts.is(&format!("{what}: @stats_set_aux"), calls.of("@stats_set_aux"), 1);
     bench.counts.is(&format!("{what}: writebacks"), calls.of("@sync"), 0);
-    let sweeps = took.as_secs() / SWEEP.as_secs() + 1;
-    let lists = 1 + more + sweeps; // before the plan, and after a create
+    let lists = 1 + more + lists_at_rest(took); // before the plan, and after a create
     bench.counts.at_most(&format!("{what}: @stats_list"), calls.of("@stats_list"), lists);
 }
 
