@@ -275,9 +275,10 @@ fn times(took: Duration, every: Duration) -> u64 {
 }
 
 /// Listings of a device in so much time, whatever happens to its files: each sweep lists twice, for
-/// the groups and for what cut updates have left, and each reading of the counts once.
+/// the groups and for what cut updates have left, and each reading of the counts before and after,
+/// and once for the grid.
 pub fn lists_at_rest(took: Duration) -> u64 {
-    2 * (times(took, SWEEP) + 1) + times(took, READ) + 1
+    2 * (times(took, SWEEP) + 1) + 3 * (times(took, READ) + 1)
 }
 
 fn ioctls(calls: &Calls) -> u64 {
