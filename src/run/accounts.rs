@@ -16,6 +16,8 @@ use crate::ledger::Holder;
 pub(super) enum OnGrid {
     #[default]
     No,
+    /// As soon as its group is made, if it is: one that is found may have counted before.
+    New,
     /// From the next interval on: what is read of this one is counted by regions.
     Soon,
     Yes,
@@ -28,7 +30,7 @@ impl Run {
     pub(super) fn join(&mut self, holders: Vec<(FileId, Holder)>, resumes: bool) {
         let (now, unix) = (self.now(), unix_time().as_secs());
         for (file, holder) in holders {
-            if self.files[file.index()].on_grid != OnGrid::No {
+            if matches!(self.files[file.index()].on_grid, OnGrid::Soon | OnGrid::Yes) {
                 continue;
             }
             let Some(books) = &mut self.books else { return };
@@ -36,7 +38,8 @@ impl Run {
             let goes_on = resumes && account.is_some_and(|account| account.on_grid);
             let status = self.engine.file_status(now, file);
             if !goes_on && status.is_none_or(|status| status.state == State::New) {
-                continue; // it may have a group that has counted
+                self.files[file.index()].on_grid = OnGrid::New;
+                continue;
             }
             let is_new = self.files[file.index()].made
                 || status.is_some_and(|status| status.group.is_none());
@@ -44,6 +47,18 @@ impl Run {
             let at_once = goes_on || is_new && has_nothing;
             self.files[file.index()].on_grid = if at_once { OnGrid::Yes } else { OnGrid::Soon };
             books.ledger.set_on_grid(&holder, at_once, unix);
+        }
+    }
+
+    /// A file has its group.
+    pub(super) fn group_is_there(&mut self, file: FileId, made: bool) {
+        let followed = &mut self.files[file.index()];
+        if followed.on_grid != OnGrid::New {
+            return;
+        }
+        followed.on_grid = if made { OnGrid::Yes } else { OnGrid::No };
+        if let (Some(books), Some(holder), true) = (&mut self.books, &followed.holder, made) {
+            books.ledger.set_on_grid(holder, true, unix_time().as_secs());
         }
     }
 
@@ -97,7 +112,8 @@ impl Run {
         files.filter_map(|file| {
             let followed = &self.files[file.index()];
             let was = followed.on_grid;
-            Some((file, followed.holder.clone()?, was == OnGrid::Yes)).filter(|_| was != OnGrid::No)
+            Some((file, followed.holder.clone()?, was == OnGrid::Yes))
+                .filter(|_| matches!(was, OnGrid::Soon | OnGrid::Yes))
         })
     }
 

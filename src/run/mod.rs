@@ -551,6 +551,7 @@ impl Run {
             Report::Updated(updated) => {
                 *making = None;
                 *made |= updated.made;
+                self.group_is_there(file, updated.made);
             }
             Report::Moved(..) => self.write_down(),
             Report::LetGo(end) => {
