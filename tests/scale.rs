@@ -27,7 +27,10 @@ use guest::{Daemon, Disk};
 use service::{CONFIG, configure, entry, status};
 
 /// What the program may take for a file, in bytes.
-const BYTES_MAX: usize = 480;
+const BYTES_MAX: usize = 800;
+
+/// System calls by which a device's write counter is read, and some.
+const CALLS_MAX: usize = 10;
 
 /// Descriptors that it finds itself allowed, and that it may allow itself.
 const SOFT: usize = 1024;
@@ -177,12 +180,9 @@ fn where_a_device_writes_nothing_next_to_nothing_is_done_for_its_files() {
     service.wait_for("following 1000 file(s)");
     let trace = trace(service.daemon.pid());
     // They are looked at at the interval first, and now and then for good.
-    let idle = wait_long("ten seconds without a look", || {
+    wait_long("ten seconds in which a thousand files are left alone", || {
         let spans = between_readings(&trace.said()).ok_or("the counter is not read")?;
-        let looks: usize = spans.iter().map(|(_, looks)| looks).sum();
-        if looks == 0 { Ok(spans) } else { Err(format!("{spans:?}")) }
+        let quiet = spans.iter().all(|(calls, looks)| *calls <= CALLS_MAX && *looks == 0);
+        if quiet { Ok(()) } else { Err(format!("system calls, and looks among them: {spans:?}")) }
     });
-    let calls: usize = idle.iter().map(|(calls, _)| calls).sum();
-    println!("{calls} system calls while its write counter was read ten times");
-    assert!(calls <= 80, "a thousand files in ten seconds: {calls} system calls, {idle:?}");
 }
