@@ -26,7 +26,8 @@ use daemon::{PROGRAM, descriptors, signal};
 use guest::{Daemon, Disk};
 use service::{CONFIG, configure, entry, status};
 
-/// What the program may take for a file, in bytes.
+/// What the program may take for a file, in bytes, what the C library keeps of the search for them
+/// included.
 const BYTES_MAX: usize = 800;
 
 /// System calls by which a device's write counter is read, and some.

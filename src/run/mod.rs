@@ -37,7 +37,7 @@ use crate::config::Config;
 use crate::dm::Dm;
 use crate::engine::{Action, Batch, End, Engine, Event, FileId, Report, Settings, Spec, Time};
 use crate::group::Mark;
-use crate::kernel::process::raise_descriptor_limit;
+use crate::kernel::process::{raise_descriptor_limit, share_one_heap};
 use crate::ledger::Holder;
 use crate::request::Reply;
 use crate::sample::Reach;
@@ -279,6 +279,7 @@ impl Run {
         settings: Settings,
         tidy: Option<Tidy>,
     ) -> io::Result<Run> {
+        share_one_heap(); // before there are threads
         // Unbounded, but a file is in one job at most.
         let (sender, inbox) = unbounded();
         let inbox_of_samplers = sender.clone();

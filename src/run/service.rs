@@ -284,8 +284,14 @@ impl Run {
             .collect();
         let taken: HashSet<Vec<u8>> = self.aliases().collect();
         let aliases = unique_aliases(&nameless, |alias| taken.contains(alias));
+        // Copied before the others are freed, so that what stays lies side by side, and not among
+        // what the scan has taken for a moment: the kernel gets back whole pages only.
+        let paths: Vec<Arc<Path>> =
+            fresh.iter().map(|fresh| Arc::from(&*fresh.entry.reach.path)).collect();
         let mut files = Vec::with_capacity(fresh.len());
-        for (Fresh { key, terms, by, mut entry }, alias) in fresh.into_iter().zip(aliases) {
+        for ((fresh, path), alias) in fresh.into_iter().zip(paths).zip(aliases) {
+            let Fresh { key, terms, by, mut entry } = fresh;
+            entry.reach.path = path;
             let unusual = alias != usual_alias(&entry.reach.path);
             entry.template.alias = alias;
             let alias = unusual.then(|| Box::from(&*entry.template.alias));
