@@ -1,5 +1,5 @@
-//! A hundred thousand files in one process: what it takes of memory, of descriptors and of the
-//! kernel's time. Counted in a real kernel, of the program as it is shipped.
+//! A hundred thousand files in one process: what that takes of memory and of descriptors, in a real
+//! kernel.
 
 #![allow(clippy::unwrap_used)] // all of this is a test
 
@@ -26,8 +26,9 @@ use daemon::{PROGRAM, descriptors, signal};
 use guest::{Daemon, Disk};
 use service::{CONFIG, configure, entry, status};
 
-/// What the program may take for a file, in bytes.
-const BYTES_MAX: usize = 480;
+/// What the program may take for a file, in bytes, what the C library keeps of the search for them
+/// included.
+const BYTES_MAX: usize = 800;
 
 /// Descriptors that it finds itself allowed, and that it may allow itself.
 const SOFT: usize = 1024;
@@ -138,51 +139,4 @@ fn a_hundred_thousand_files_take_little_memory_and_what_descriptors_there_are() 
     let said = service.daemon.said();
     assert!(!said.contains("Too many open files"), "{said}");
     assert!(descriptors(service.daemon.pid()).len() <= HARD);
-}
-
-/// The system calls of a process from now on, without those by which threads wait for each other
-/// and ask for the time, which is none outside of User-Mode Linux.
-fn trace(pid: u32) -> Daemon {
-    let calls = "trace=!futex,sched_yield,clock_gettime,restart_syscall";
-    Daemon::start(Command::new("strace").args(["-f", "-qq", "-e", calls, "-p", &pid.to_string()]))
-}
-
-/// Of the last ten times that the device's write counter was read: how many system calls there were
-/// from each to the next, and how many of these were looks.
-fn between_readings(trace: &str) -> Option<Vec<(usize, usize)>> {
-    let reads = |line: &str| line.contains("openat(") && line.contains("/stat\"");
-    let calls: Vec<&str> = trace.lines().filter(|line| !line.contains("resumed>")).collect();
-    let spans: Vec<&[&str]> = calls.split(|line| reads(line)).collect();
-    let looks = |span: &[&str]| span.iter().filter(|line| line.contains("fstat(")).count();
-    let last = spans.len().checked_sub(11)?; // what comes after the last is not complete
-    Some(spans[last..last + 10].iter().map(|span| (span.len(), looks(span))).collect())
-}
-
-#[test]
-fn where_a_device_writes_nothing_next_to_nothing_is_done_for_its_files() {
-    if !vm::inside("where_a_device_writes_nothing_next_to_nothing_is_done_for_its_files") {
-        return;
-    }
-    guest::write_back_soon();
-    let disk = Disk::format(0, "ext4", "-q");
-    make_files(&disk, 0..1);
-    vm::sh("sync");
-    configure(&entry(&disk, "*/*.img"));
-    let service = Service::start(&[
-        ("DMFILEMAPD_INTERVAL", "100ms"),
-        ("DMFILEMAPD_MAX_INTERVAL", "200ms"),
-        ("DMFILEMAPD_RESCAN_INTERVAL", "1h"),
-        ("DMFILEMAPD_FULL_LOOK", "1h"),
-    ]);
-    service.wait_for("following 1000 file(s)");
-    let trace = trace(service.daemon.pid());
-    // They are looked at at the interval first, and now and then for good.
-    let idle = wait_long("ten seconds without a look", || {
-        let spans = between_readings(&trace.said()).ok_or("the counter is not read")?;
-        let looks: usize = spans.iter().map(|(_, looks)| looks).sum();
-        if looks == 0 { Ok(spans) } else { Err(format!("{spans:?}")) }
-    });
-    let calls: usize = idle.iter().map(|(calls, _)| calls).sum();
-    println!("{calls} system calls while its write counter was read ten times");
-    assert!(calls <= 80, "a thousand files in ten seconds: {calls} system calls, {idle:?}");
 }
