@@ -32,7 +32,7 @@ fn serve(disk: &Disk, options: &str) -> Daemon {
     let mut command = command(PROGRAM);
     command.args(["run", "--config-dir", "/tmp/etc", "--rescan-interval", "100ms"]);
     command.args(["--state-dir", "/tmp/state", "--read-interval", "1h"]);
-    command.env_remove("DMFILEMAPD_GRID_MEMORY");
+    command.args(["--grid-memory", "4MiB"]);
     let service = Daemon::start(command.args(options.split_whitespace()));
     service.wait_for("following the files of ");
     service

@@ -104,7 +104,7 @@ pub struct Overrides {
     #[arg(long, value_name = "on|off", value_parser = values::switch)]
     regions: Option<bool>,
 
-    /// Kernel memory that the grid of a device may take, as 4MiB; 0 is for no grids [default: 4MiB]
+    /// Kernel memory that the grid of a device may take, as 4MiB; 0 is for no grids [default: 0]
     #[arg(long, value_name = "SIZE", value_parser = values::memory)]
     grid_memory: Option<u64>,
 

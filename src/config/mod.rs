@@ -78,7 +78,7 @@ pub struct Settings {
     pub create_share: u8,
     /// Whether files get groups of regions.
     pub regions: bool,
-    /// Kernel memory that the grid of a device may take, in bytes; none, for no grids. 4 MiB.
+    /// Kernel memory that the grid of a device may take, in bytes; none, for no grids. 0.
     pub grid_memory: u64,
     /// Where the control socket is, if there is to be one. `/run/dmfilemapd/control.sock`.
     pub socket: Option<PathBuf>,
@@ -114,7 +114,7 @@ impl Default for Settings {
             fold_above: 8,
             create_share: pace::SHARE,
             regions: true,
-            grid_memory: 4 << 20,
+            grid_memory: 0,
             socket: Some(PathBuf::from("/run/dmfilemapd/control.sock")),
             state_dir: Some(PathBuf::from("/var/lib/dmfilemapd")),
             remove_on_exit: false,
