@@ -8,17 +8,16 @@ use std::time::Duration;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::dm::Device;
 use crate::engine::{Pace, Spec};
 use crate::group::Mark;
 use crate::mode::Mode;
 use crate::place::Place;
 use crate::run::Entry;
-use crate::sample::{Identity, Reach};
+use crate::sample::{Identity, Mount, Reach};
 use crate::update::{Group, Template};
 
 /// An entry for a file, which is opened when it is looked at unless it is open now; `path` is
-/// absolute.
+/// absolute. Its home is not known.
 pub fn entry(
     open: Option<File>,
     path: &Path,
@@ -31,10 +30,10 @@ pub fn entry(
     let path: Arc<Path> = path.into();
     let mark = mark(&path, mode, place);
     let identity = Identity { inode: place.inode, generation: place.generation };
-    let reach = Reach { mode, path: path.clone(), identity, open };
+    let reach = Reach { mode, path: path.clone(), identity, open, mount: Mount::Unasked };
     let restless = place.filesystem.is_restless();
     let spec = Spec { mode, device: place.device, group, restless, pace };
-    Entry { reach, spec, template, mark }
+    Entry { reach, spec, template, mark, home: None }
 }
 
 /// A mark for the file: the same key in every run that follows it in the same mode, and a nonce of
@@ -66,19 +65,6 @@ pub fn settle() -> Duration {
     };
     let age = centiseconds("expire", 3000) + 2 * centiseconds("writeback", 500);
     Duration::from_millis(age * 10) + Duration::from_secs(5)
-}
-
-/// What sysfs calls the device, and its sectors; empty and 0 where there is no such thing.
-pub fn describe(device: Device) -> (String, u64) {
-    let read = |name: &str| fs::read_to_string(format!("/sys/dev/block/{device}/{name}"));
-    let name = read("dm/name").unwrap_or_default().trim().to_owned();
-    (name, read("size").ok().and_then(|size| size.trim().parse().ok()).unwrap_or(0))
-}
-
-/// The uuid of a device-mapper device, as sysfs says it; empty where it has none.
-pub fn uuid(device: Device) -> String {
-    let uuid = fs::read_to_string(format!("/sys/dev/block/{device}/dm/uuid"));
-    uuid.unwrap_or_default().trim().to_owned()
 }
 
 #[cfg(test)]

@@ -31,6 +31,7 @@
 //! | | [`engine`] | `(now, event)` to actions: what is due, what is under way, when to stop |
 //! | 2: the kernel | [`kernel`] | FIEMAP, `/dev/mapper/control`, a table in memory, forks |
 //! | 3: the program | [`sample`], [`place`], [`entry`] | one look at one file; where it lies |
+//! | | [`home`], [`mounts`] | which device that is, and whether its filesystem is mounted |
 //! | | [`config`] | settings and entries: what is followed, and how |
 //! | | [`mod@run`] | threads, queues, signals |
 //! | | [`request`] | what is said on the control socket |
@@ -88,10 +89,12 @@ pub mod entry;
 pub mod extent;
 pub mod fit;
 pub mod group;
+pub mod home;
 pub mod kernel;
 pub mod launch;
 pub mod message;
 pub mod mode;
+pub mod mounts;
 pub mod place;
 pub mod plan;
 pub mod request;

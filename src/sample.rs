@@ -13,6 +13,7 @@ use crate::extent::{Extent, Extents};
 use crate::kernel::fiemap::{self, Mapped, Pages};
 use crate::kernel::inode;
 use crate::mode::Mode;
+use crate::mounts::Mounts;
 use crate::place::is_realtime;
 use crate::sight::{Map, Sight, Stamp};
 
@@ -32,6 +33,19 @@ pub struct Reach {
     /// spares an open and a close per look, and on xfs before 6.12 each close, even of a reader,
     /// takes from a concurrent writer the room it has reserved.
     pub open: Option<File>,
+    /// Through which mount it was opened.
+    pub mount: Mount,
+}
+
+/// The mount through which a file was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mount {
+    /// It was not asked for yet.
+    Unasked,
+    /// One of another mount namespace, or the kernel does not tell.
+    Unseen,
+    /// The one with this id.
+    Seen(u32),
 }
 
 /// What tells an inode from all others that its filesystem had or will have.
@@ -79,6 +93,29 @@ pub fn look(reach: &mut Reach, keep: bool, pages: &mut Pages) -> Sight {
 }
 
 impl Reach {
+    /// Whether the file is held open, by its inode, and the mount through which it was opened is no
+    /// more: `mounts` are what there is since the last look, or longer.
+    ///
+    /// A mount that was never listed belongs to another namespace; whether it is there still cannot
+    /// be told.
+    pub fn is_detached(&mut self, mounts: &Mounts) -> bool {
+        let Some(file) = self.held_inode() else {
+            self.mount = Mount::Unasked;
+            return false;
+        };
+        match self.mount {
+            Mount::Unasked => {
+                let listed = inode::mount_id(file).filter(|id| mounts.has(*id));
+                if listed.is_some() || mounts.current {
+                    self.mount = listed.map_or(Mount::Unseen, Mount::Seen);
+                }
+                false
+            }
+            Mount::Unseen => false,
+            Mount::Seen(id) => !mounts.has(id),
+        }
+    }
+
     /// The descriptor that stands for the file, whatever is at its path.
     fn held_inode(&self) -> Option<&File> {
         self.open.as_ref().filter(|_| self.mode == Mode::Inode)
@@ -373,7 +410,7 @@ mod tests {
 
     fn by_path(path: &Path) -> Reach {
         let identity = Identity { inode: 0, generation: 0 };
-        Reach { mode: Mode::Path, path: path.into(), identity, open: None }
+        Reach { mode: Mode::Path, path: path.into(), identity, open: None, mount: Mount::Unasked }
     }
 
     fn identity(file: &File) -> Identity {
@@ -470,12 +507,8 @@ mod tests {
         let path = folder.path().join("x");
         std::fs::write(&path, "data").unwrap();
         let file = File::open(&path).unwrap();
-        let mut reach = Reach {
-            mode: Mode::Inode,
-            path: path.as_path().into(),
-            identity: identity(&file),
-            open: Some(file),
-        };
+        let (mode, identity) = (Mode::Inode, identity(&file));
+        let mut reach = Reach { mode, identity, open: Some(file), ..by_path(&path) };
         let other = File::open(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         assert_eq!(compare(&reach, None), Sight::Changed);

@@ -23,7 +23,7 @@ pub fn main(arguments: &Arguments) -> Result<Exit, Failure> {
         println!("\nno entry: no file is followed unless it is named; add a [[file]]");
         return Ok(Exit::Ok);
     }
-    let owners = owners(&config.rules, config.settings.max_files);
+    let owners = owners(&config.rules, config.settings.max_files, &mut |_| true);
     print!("\n{}", table(&entries(&config, &owners)));
     println!("\n{} file(s) in all", owners.files.len());
     if owners.cut {

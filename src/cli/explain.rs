@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::{Exit, Failure};
-use crate::entry::describe;
 use crate::extent::SECTOR_BYTES;
+use crate::home::{label, sectors};
 use crate::kernel::control::Control;
 use crate::kernel::fiemap::Pages;
 use crate::kernel::process::end_at_broken_pipe;
@@ -59,8 +59,9 @@ fn read(path: &Path, file: &File) -> Result<Map, Failure> {
 
 fn surroundings(path: &Path, place: &Place) -> String {
     let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let (name, sectors) = describe(place.device);
-    let size = match sectors {
+    let label = label(place.device).unwrap_or_default();
+    let name = String::from_utf8_lossy(&label.name);
+    let size = match sectors(place.device) {
         0 => String::new(),
         sectors => format!(", {}", bytes(sectors * SECTOR_BYTES)),
     };

@@ -10,6 +10,7 @@ use super::{Exit, Failure};
 use crate::config::{Nameless, Terms, unique_aliases};
 use crate::dm::{Device, Dm};
 use crate::entry::{entry, mark};
+use crate::home::Home;
 use crate::message::RegionId;
 use crate::mode::Mode;
 use crate::place::{self, Obstacle, Place};
@@ -76,10 +77,8 @@ impl Files {
             let group = group.map_err(|error| Failure::at(&path, error))?;
             let keys = [Mode::Inode, Mode::Path].map(|mode| mark(&path, mode, &place).key);
             let template = terms.template(alias);
-            entries.push((
-                entry(Some(file), &path, terms.mode, &place, group, template, terms.pace()),
-                keys,
-            ));
+            let entry = entry(Some(file), &path, terms.mode, &place, group, template, terms.pace());
+            entries.push((Entry { home: Home::of(place.device), ..entry }, keys));
         }
         Ok(entries)
     }

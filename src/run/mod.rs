@@ -6,19 +6,24 @@
 //! likes; main never does, and never waits for them: when it is done the process ends.
 
 mod added;
+mod away;
+mod closing;
 mod control;
 mod crew;
 mod jobs;
+mod pulse;
 mod scan;
+mod scans;
 mod service;
 mod supervisor;
 mod tidy;
+mod trail;
 
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
-use std::{io, thread};
+use std::{io, mem, thread};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use log::{Level, log, warn};
@@ -26,17 +31,21 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::config::Config;
-use crate::dm::Dm;
+use crate::dm::{Device, Dm};
 use crate::engine::{Action, Batch, End, Engine, Event, FileId, Report, Settings, Spec, Time};
 use crate::group::Mark;
-use crate::kernel::process::raise_descriptor_limit;
+use crate::home::Home;
+use crate::kernel::process::{part_with_descriptors, raise_descriptor_limit};
+use crate::mounts::Lists;
 use crate::request::Reply;
 use crate::sample::Reach;
 use crate::socket::{self, Release};
 use crate::update::Template;
+use closing::{Closing, Files};
 use control::{Desk, Question};
 use crew::Crew;
 use jobs::{Order, Sample};
+use pulse::{Heard, Pulse};
 use scan::{Errand, Finding};
 pub use service::Read;
 use service::{Claimed, Service};
@@ -54,6 +63,8 @@ pub struct Entry {
     pub template: Template,
     /// What its group is marked with, should it have no mark.
     pub mark: Mark,
+    /// The device it was found on, if that is known: no group is made on another one.
+    pub home: Option<Arc<Home>>,
 }
 
 /// Why a run ended.
@@ -68,6 +79,8 @@ pub enum Outcome {
 /// What threads put into main's inbox.
 enum Answer {
     Looked(Batch, Vec<Reach>),
+    /// So many files of the device have been closed.
+    Closed(Device, usize),
     Event(Event),
     Found(Finding),
     Asked(Question, Sender<Reply>),
@@ -85,7 +98,7 @@ enum Answer {
 ///
 /// No thread, no device-mapper or no signal handler could be had.
 pub fn run<D: Dm + Send + 'static>(
-    open: impl Fn() -> io::Result<D> + 'static,
+    open: impl Fn() -> io::Result<D> + Send + Sync + 'static,
     claim: u32,
     entries: Vec<Entry>,
     settings: Settings,
@@ -99,7 +112,9 @@ pub fn run<D: Dm + Send + 'static>(
         run.follow(entry, None);
     }
     ready();
-    Ok(run.serve())
+    let outcome = run.serve();
+    mem::forget(run); // as in serve()
+    Ok(outcome)
 }
 
 /// Follows what the configuration wants until a signal says stop; SIGHUP has it read again.
@@ -123,7 +138,8 @@ pub fn serve<D: Dm + Send + 'static>(
     run.employ_scout(read.clone(), open.clone(), claim)?;
     let path = config.settings.socket.clone();
     let service = Service::new(config);
-    let desk = Desk { main: run.sender.clone(), wanted: service.shared.clone(), read, open, claim };
+    let (main, wanted, counter) = (run.sender.clone(), service.shared.clone(), <_>::default());
+    let desk = Desk { main, wanted, read, open, claim, counter };
     run.service = Some(service);
     let answer = move |request, fd, peer: &_| desk.answer(request, fd, peer);
     let server = path.as_ref().map(|path| socket::serve(path, answer)).transpose()?;
@@ -135,6 +151,8 @@ pub fn serve<D: Dm + Send + 'static>(
     let outcome = run.serve();
     supervisor::stopping();
     drop(server); // nobody is left who would answer
+    // Files that are open are closed when the process ends: here a device could keep it from that.
+    mem::forget(run);
     Ok(outcome)
 }
 
@@ -159,6 +177,8 @@ struct Run {
     ending: Option<Time>,
     /// Batches that came back, for their room.
     spare: Vec<Vec<Reach>>,
+    closing: Closing,
+    pulse: Pulse,
     /// Files that are open, and how many may be.
     open: usize,
     open_max: usize,
@@ -171,6 +191,8 @@ struct File {
     reach: Option<Reach>,
     /// What its group is made from, until there is one.
     making: Option<Box<(Template, Mark)>>,
+    /// The device it was found on.
+    home: Option<Arc<Home>>,
     /// Whether its group was made by this process.
     made: bool,
     /// What the service knows of it.
@@ -189,7 +211,7 @@ const DESCRIPTORS_KEPT: usize = 128;
 
 impl Run {
     fn start<D: Dm + Send + 'static>(
-        open: impl Fn() -> io::Result<D> + 'static,
+        open: impl Fn() -> io::Result<D> + Send + Sync + 'static,
         claim: u32,
         settings: Settings,
         tidy: Option<Tidy>,
@@ -197,10 +219,16 @@ impl Run {
         // Unbounded, but a file is in one job at most.
         let (sender, inbox) = unbounded();
         let inbox_of_samplers = sender.clone();
-        let samplers = Crew::new("sampler", move || Ok(jobs::sampler(inbox_of_samplers.clone())))?;
-        let inbox_of_ioctls = sender.clone();
+        let (lists, pulse) = (Arc::new(Lists::open()), Pulse::default());
+        let of_samplers = pulse.clone();
+        let samplers = Crew::new("sampler", move || {
+            Ok(jobs::sampler(inbox_of_samplers.clone(), lists.clone(), of_samplers.clone()))
+        })?;
+        let (inbox_of_ioctls, of_ioctls) = (sender.clone(), pulse.clone());
         let ioctls = Crew::new("ioctl", move || {
-            Ok(jobs::ioctls(open()?, claim, inbox_of_ioctls.clone(), tidy.clone()))
+            part_with_descriptors().ok(); // an older kernel cannot, and nothing depends on it
+            let dm = Heard { dm: open()?, pulse: of_ioctls.clone() };
+            Ok(jobs::ioctls(dm, claim, inbox_of_ioctls.clone(), tidy.clone()))
         })?;
         let limit = raise_descriptor_limit();
         Ok(Run {
@@ -219,6 +247,8 @@ impl Run {
             remove_on_exit: false,
             ending: None,
             spare: Vec::new(),
+            closing: Closing::default(),
+            pulse,
             open: 0,
             open_max: limit.saturating_sub(DESCRIPTORS_KEPT).max(limit / 2),
             outcome: Outcome::NothingLeft,
@@ -243,7 +273,7 @@ impl Run {
     fn employ_scout<D: Dm + 'static>(
         &mut self,
         read: Arc<Read>,
-        open: impl Fn() -> io::Result<D> + Clone + Send + 'static,
+        open: impl Fn() -> io::Result<D> + Clone + Send + Sync + 'static,
         claim: u32,
     ) -> io::Result<()> {
         let sender = self.sender.clone();
@@ -257,15 +287,16 @@ impl Run {
     }
 
     fn follow(&mut self, entry: Entry, claimed: Option<Claimed>) -> FileId {
-        let Entry { mut reach, spec, template, mark } = entry;
-        if self.open >= self.open_max {
-            reach.open = None;
-        }
+        let Entry { mut reach, spec, template, mark, home } = entry;
         self.open += usize::from(reach.open.is_some());
+        if self.open > self.open_max {
+            self.put_away(&mut reach);
+        }
         let path = reach.path.clone();
         let file = self.engine.follow(self.now(), spec);
         let making = Some(Box::new((template, mark)));
-        let followed = File { path, reach: Some(reach), making, made: false, claimed };
+        let (reach, made) = (Some(reach), false);
+        let followed = File { path, reach, making, home, made, claimed };
         if file.index() == self.files.len() {
             if self.files.len() == self.files.capacity() {
                 self.files.reserve_exact(self.files.len() / 8 + 16); // as the engine does
@@ -307,6 +338,11 @@ impl Run {
                 self.take_back(&batch, reaches);
                 events.push(Event::Looked(batch));
             }
+            Ok(Answer::Closed(device, count)) => {
+                self.open -= count;
+                let next = self.closing.closed(device);
+                self.give_away(next);
+            }
             Ok(Answer::Event(Event::Stop)) => self.stop(events),
             Ok(Answer::Event(event)) => events.push(event),
             Ok(Answer::Found(finding)) => self.found(finding, events),
@@ -339,10 +375,12 @@ impl Run {
     }
 
     fn take_back(&mut self, batch: &Batch, mut reaches: Vec<Reach>) {
-        for (look, reach) in batch.looks.iter().zip(reaches.drain(..)) {
+        for (look, mut reach) in batch.looks.iter().zip(reaches.drain(..)) {
+            self.open += usize::from(reach.open.is_some());
             if self.engine.follows(look.file) {
-                self.open += usize::from(reach.open.is_some());
                 self.files[look.file.index()].reach = Some(reach);
+            } else {
+                self.put_away(&mut reach);
             }
         }
         self.spare.push(reaches);
@@ -370,14 +408,26 @@ impl Run {
                 let (template, mark) = self.files[file.index()].making.as_deref().cloned().expect(
                     "what a group is made from is kept until there is one, and it is never undone",
                 );
-                give(&self.ioctls, Order::Establish { file, device, template, mark, want });
+                let home = self.files[file.index()].home.clone();
+                give(&self.ioctls, Order::Establish { file, device, home, template, mark, want });
             }
             Action::Remove(file, device, group) => {
                 give(&self.ioctls, Order::Remove { file, device, group });
             }
             Action::Sweep(device, groups) => give(&self.ioctls, Order::Sweep { device, groups }),
-            Action::Report(file, report) => self.report(file, &report),
+            Action::Report(file, report) => self.report(file, &self.explained(file, report)),
             Action::Finish => unreachable!("serve() returns then"),
+        }
+    }
+
+    /// With a device go its groups. Who asks another one that has its number sees just that.
+    fn explained(&self, file: FileId, report: Report) -> Report {
+        let home = self.files[file.index()].home.as_ref();
+        match report {
+            Report::LetGo(End::NotOurs(_)) if home.is_some_and(|home| !home.is_there()) => {
+                Report::LetGo(End::NoDevice)
+            }
+            report => report,
         }
     }
 
@@ -389,7 +439,10 @@ impl Run {
                 *making = None;
                 *made |= updated.made;
             }
-            Report::Moved(..) => self.write_down(),
+            Report::Moved(_, to) => {
+                self.moved(file, *to);
+                self.write_down();
+            }
             Report::LetGo(end) => {
                 self.let_go(file, end);
                 self.release(file, end);
@@ -399,12 +452,22 @@ impl Run {
     }
 
     fn close(&mut self, file: FileId) {
-        let followed = self.engine.follows(file);
-        let reach = &mut self.files[file.index()].reach;
-        let Some(here) = reach else { return };
-        self.open -= usize::from(here.open.take().is_some());
-        if !followed {
-            *reach = None;
+        let Some(mut reach) = self.files[file.index()].reach.take() else { return };
+        self.put_away(&mut reach);
+        if self.engine.follows(file) {
+            self.files[file.index()].reach = Some(reach);
+        }
+    }
+
+    /// Has the file closed, if it is open. It counts as open until it is.
+    fn put_away(&mut self, reach: &mut Reach) {
+        let now = reach.open.take().and_then(|file| self.closing.put(file));
+        self.give_away(now);
+    }
+
+    fn give_away(&mut self, files: Option<Files>) {
+        if let Some(files) = files {
+            give(&self.samplers, Sample::Close(files));
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::mem;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,17 +10,17 @@ use std::time::Duration;
 use log::{error, info, warn};
 use parking_lot::Mutex;
 
-use super::added::{Ledger, recall};
-use super::scan::{By, Errand, Finding, Fresh, Key, Known, Require, Seen, Wanted};
+use super::added::Ledger;
+use super::away::{Aways, look_for, missing};
+use super::scan::{By, Errand, Finding, Fresh, Key, Known, Require, Seen, Task, Wanted};
+use super::scans::Scans;
 use super::{Answer, Outcome, Run, supervisor};
 use crate::config::{Config, Errors, Nameless, Settings, Terms, unique_aliases};
 use crate::dm::Dm;
 use crate::engine::{End, Event, FileId, Time};
 use crate::group::safe_alias;
+use crate::message::RegionId;
 use crate::place;
-
-/// Share of the time that scans may take, as one part in so many.
-const SCAN_SHARE: u32 = 20;
 
 /// How long the end may wait for groups to be deleted.
 const REMOVAL_MAX: Duration = Duration::from_secs(10);
@@ -40,14 +41,13 @@ pub(super) struct Service {
     pub(super) unfit: HashMap<PathBuf, String>,
     problems: Vec<String>,
     cut: bool,
-    scan_due: Time,
-    pub(super) scanning: Option<Time>,
+    scans: Scans,
+    /// Files that may come back.
+    pub(super) away: Aways,
     /// Why the configuration in force is not the one in the files.
     pub(super) config_error: Option<String>,
     /// Where it is written down what no rule wants.
     pub(super) ledger: Option<Ledger>,
-    /// What is in there is being found again.
-    pub(super) recalling: bool,
 }
 
 /// What the service knows of one file.
@@ -71,11 +71,10 @@ impl Service {
             unfit: HashMap::new(),
             problems: Vec::new(),
             cut: false,
-            scan_due: Time::ZERO,
-            scanning: None,
+            scans: Scans::default(),
+            away: Aways::new(),
             config_error: None,
             ledger: None,
-            recalling: false,
         }
     }
 
@@ -90,7 +89,7 @@ impl Service {
 
     /// When something is to be done without an event.
     pub(super) fn next_due(&self) -> Option<Time> {
-        self.scanning.is_none().then_some(self.scan_due)
+        self.scans.next_due()
     }
 }
 
@@ -103,23 +102,13 @@ pub(super) fn scout<D: Dm>(
 ) -> impl FnMut(Errand) + Send {
     move |errand| {
         let finding = match errand {
-            Errand::Scan(wanted, followed) => {
+            Errand::Scan(number, task) => {
                 let require: Require = place::require;
-                let seen = super::scan::scan(&wanted, &followed, require);
-                Finding::Seen(wanted, seen)
+                let returns = look_for(&task, &open, claim); // before the rules find the same
+                let seen = Seen { returns, ..super::scan::scan(&task, require) };
+                Finding::Seen(number, task.wanted, seen)
             }
             Errand::Reload => Finding::Reloaded(read()),
-            Errand::Recall(added, base) => {
-                let (mut found, mut lost) = (Vec::new(), Vec::new());
-                for file in added {
-                    let path = file.path.0.clone();
-                    match recall(file, &base, &open, claim) {
-                        Ok(fresh) => found.push(fresh),
-                        Err(why) => lost.push((path, why)),
-                    }
-                }
-                Finding::Recalled(found, lost)
-            }
         };
         inbox.send(Answer::Found(finding)).ok(); // nobody there: the process is about to end
     }
@@ -129,12 +118,14 @@ impl Run {
     /// Does what is due without an event.
     pub(super) fn look_around(&mut self, now: Time) {
         let Some(service) = &mut self.service else { return };
-        if service.next_due().is_none_or(|due| due > now) {
+        let statuses = self.engine.device_statuses(now);
+        let stuck = statuses.filter(|at| self.pulse.stuck(at.device, at.busy).is_some());
+        let Some((number, trail)) = service.scans.begin(now, stuck.map(|at| at.device)) else {
             return;
-        }
-        service.scanning = Some(now);
-        let wanted = service.wanted.clone();
-        self.scout(Errand::Scan(wanted, self.known(now)));
+        };
+        let (wanted, missing) = (service.wanted.clone(), missing(&service.away));
+        let task = Task { wanted, followed: self.known(now), missing, trail };
+        self.scout(Errand::Scan(number, task));
     }
 
     fn known(&self, now: Time) -> HashMap<Key, Known> {
@@ -162,8 +153,7 @@ impl Run {
 
     pub(super) fn found(&mut self, finding: Finding, events: &mut Vec<Event>) {
         match finding {
-            Finding::Seen(wanted, seen) => self.seen(&wanted, seen, events),
-            Finding::Recalled(found, lost) => self.recalled(found, lost),
+            Finding::Seen(number, wanted, seen) => self.seen(number, &wanted, seen, events),
             Finding::Reloaded(Ok(config)) => self.reloaded(config),
             Finding::Reloaded(Err(errors)) => {
                 error!("{errors}\nthe configuration from before stays in force");
@@ -187,24 +177,31 @@ impl Run {
         service.dismissed.clear();
         service.wanted = Arc::new(config.into());
         service.shared.lock().clone_from(&service.wanted);
-        service.scan_due = now;
+        service.away.retain(|_, away| away.added.is_some());
+        service.scans.wish(now);
         info!("the configuration is in force, with {} entries", service.wanted.terms.len());
         supervisor::ready();
     }
 
     /// Follows what is new, and lets go what is not wanted any more.
-    fn seen(&mut self, wanted: &Arc<Wanted>, mut seen: Seen, events: &mut Vec<Event>) {
+    fn seen(&mut self, number: u32, wanted: &Arc<Wanted>, mut seen: Seen, events: &mut Vec<Event>) {
         let now = self.now();
-        let followed = self.engine.len();
         let Some(service) = &mut self.service else { return };
-        let took = service.scanning.take().map_or(Duration::ZERO, |began| now.since(began));
-        if !Arc::ptr_eq(wanted, &service.wanted) {
-            service.scan_due = now; // the configuration is another one by now
+        let interval = service.settings().rescan_interval;
+        if !service.scans.end(now, number, interval) {
             return;
         }
-        let interval = service.settings().rescan_interval;
-        service.scan_due = now + interval.max(took * SCAN_SHARE);
-        seen.fresh.retain(|fresh| !service.dismissed.contains(&fresh.key));
+        if !Arc::ptr_eq(wanted, &service.wanted) {
+            service.scans.wish(now); // the configuration is another one by now
+            return;
+        }
+        self.returned(mem::take(&mut seen.returns));
+        let followed = self.engine.len();
+        let Some(service) = &mut self.service else { return };
+        let is_new = |fresh: &Fresh| {
+            !service.dismissed.contains(&fresh.key) && !service.keys.contains_key(&fresh.key)
+        };
+        seen.fresh.retain(is_new);
         // Files that no rule wants take room, too.
         let room = (service.settings().max_files + seen.gone.len()).saturating_sub(followed);
         seen.cut |= seen.fresh.len() > room;
@@ -270,6 +267,7 @@ impl Run {
             let file = self.follow(entry, Some(claimed));
             if let Some(service) = &mut self.service {
                 service.keys.insert(key, file);
+                service.away.remove(&*self.files[file.index()].path);
             }
             files.push(file);
         }
@@ -292,12 +290,17 @@ impl Run {
         let now = self.now();
         let Some(service) = &mut self.service else { return };
         service.keys.remove(&claimed.key);
-        if matches!(end, End::Absent(_) | End::Unused | End::Unwanted) {
+        if !matches!(end, End::NotOurs(_)) {
             // Something else may be there by now, or it is wanted in another way; it need not
             // wait for its turn.
-            service.scan_due = service.scan_due.min(now + service.settings().interval);
+            service.scans.wish(now + service.settings().interval);
         }
-        if matches!(claimed.by, By::Request | By::HandOver) {
+        if claimed.by != By::Foreground {
+            let path = self.files[file.index()].path.clone();
+            let added = claimed.as_added(&path);
+            self.has_left(path.to_path_buf(), claimed.terms.mode, added, end);
+        }
+        if claimed.by.is_asked() {
             self.write_down();
         }
     }
@@ -318,6 +321,15 @@ impl Run {
             events.push(Event::Forget(file, self.files[file.index()].made));
         }
         events.push(Event::Tick); // there may be none
+    }
+
+    /// Its group has another id.
+    pub(super) fn moved(&mut self, file: FileId, to: RegionId) {
+        if let Some(claimed) = &mut self.files[file.index()].claimed {
+            if matches!(claimed.by, By::HandOver(_)) {
+                claimed.by = By::HandOver(to);
+            }
+        }
     }
 
     /// Lets a file go for good, whatever the rules say.

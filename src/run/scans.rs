@@ -1,0 +1,193 @@
+//! One scan after the other, and past those that are stuck.
+//!
+//! A scan that has not taken a step for a while stands before a device that does not answer. It is
+//! left where it is, and the next one goes everywhere else, until the device answers and it comes
+//! back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use log::{info, warn};
+
+use super::trail::{Spot, Trail};
+use crate::dm::Device;
+use crate::engine::Time;
+
+/// From when on a scan that takes no step counts as stuck.
+const STILL: Duration = Duration::from_secs(2);
+
+/// Scans that may be out at a time, each but the last stuck before another device.
+const OUT_MAX: usize = 8;
+
+/// Share of the time that scans may take, as one part in so many.
+const SHARE: u32 = 20;
+
+#[derive(Debug)]
+struct Scan {
+    number: u32,
+    began: Time,
+    trail: Arc<Trail>,
+    /// Steps it had taken at that time.
+    steps: u64,
+    watched: Time,
+    stuck: Option<Spot>,
+}
+
+/// All scans that have not come back.
+#[derive(Debug, Default)]
+pub(super) struct Scans {
+    out: Vec<Scan>,
+    due: Time,
+    wish: Option<Time>,
+    count: u32,
+}
+
+impl Scans {
+    /// When to look at them, or to begin another one.
+    pub(super) fn next_due(&self) -> Option<Time> {
+        match self.out.iter().find(|scan| scan.stuck.is_none()) {
+            Some(scan) => Some(scan.watched + STILL),
+            None => (self.out.len() < OUT_MAX).then(|| self.wish.unwrap_or(self.due).min(self.due)),
+        }
+    }
+
+    /// Has one begun at this time at the latest, but not before the one that is under way is back.
+    pub(super) fn wish(&mut self, due: Time) {
+        self.wish = Some(self.wish.map_or(due, |wish| wish.min(due)));
+    }
+
+    /// Begins a scan if one is due: its number, and what it is to step on. It goes past these
+    /// devices, too.
+    pub(super) fn begin(
+        &mut self,
+        now: Time,
+        stuck: impl Iterator<Item = Device>,
+    ) -> Option<(u32, Arc<Trail>)> {
+        self.watch(now);
+        let may = self.next_due().is_some_and(|due| due <= now);
+        if !may || self.out.iter().any(|scan| scan.stuck.is_none()) {
+            return None;
+        }
+        let shunned = self.out.iter().filter_map(|scan| scan.stuck.clone());
+        let shunned = shunned.chain(stuck.map(Spot::Device));
+        let trail = Arc::new(Trail::new(shunned.collect()));
+        self.wish = None;
+        self.count = self.count.wrapping_add(1);
+        let (number, steps) = (self.count, 0);
+        let scan =
+            Scan { number, began: now, trail: trail.clone(), steps, watched: now, stuck: None };
+        self.out.push(scan);
+        Some((number, trail))
+    }
+
+    /// Sees whether the one that is under way goes on.
+    fn watch(&mut self, now: Time) {
+        let Some(scan) = self.out.iter_mut().find(|scan| scan.stuck.is_none()) else { return };
+        if now < scan.watched + STILL {
+            return;
+        }
+        let (steps, spot) = scan.trail.here();
+        if let Some(spot) = spot.filter(|_| steps == scan.steps) {
+            warn!("{spot} does not answer: what is new there, or gone, is not seen until it does");
+            scan.stuck = Some(spot);
+            self.due = now;
+        } else {
+            (scan.steps, scan.watched) = (steps, now);
+        }
+    }
+
+    /// A scan has come back. Gives whether what it saw is to be believed, and plans the next one.
+    pub(super) fn end(&mut self, now: Time, number: u32, interval: Duration) -> bool {
+        let Some(at) = self.out.iter().position(|scan| scan.number == number) else {
+            return false;
+        };
+        let scan = self.out.swap_remove(at);
+        match scan.stuck {
+            Some(spot) => {
+                info!("{spot} answers again");
+                self.due = now; // what it saw is old
+                false
+            }
+            None => {
+                self.due = now + interval.max(now.since(scan.began) * SHARE);
+                true
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Touch;
+    use std::iter::empty;
+
+    const OTHER: Device = Device { major: 253, minor: 99 };
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn on(minor: u32) -> Touch<'static> {
+        Touch::Device(Device { major: 253, minor })
+    }
+
+    fn at(seconds: u64) -> Time {
+        Time::ZERO + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_scan_that_goes_on_is_the_only_one() {
+        let mut scans = Scans::default();
+        let (number, trail) = scans.begin(at(0), empty()).unwrap();
+        for second in 1..100 {
+            trail.step(on(0));
+            assert!(
+                scans.begin(at(second), empty()).is_none()
+                    && scans.next_due().unwrap() > at(second)
+            );
+        }
+        assert!(scans.end(at(100), number, MINUTE));
+        assert_eq!(scans.next_due(), Some(at(100 + 100 * 20)), "a scan takes a share of the time");
+        scans.wish(at(101));
+        assert!(scans.begin(at(100), empty()).is_none());
+        let (number, _) = scans.begin(at(101), empty()).unwrap();
+        scans.wish(at(103));
+        scans.end(at(102), number, MINUTE);
+        assert_eq!(scans.next_due(), Some(at(103)), "it was wished for meanwhile");
+    }
+
+    #[test]
+    fn the_next_one_goes_past_a_scan_that_is_stuck() {
+        let mut scans = Scans::default();
+        let (stuck, trail) = scans.begin(at(0), empty()).unwrap();
+        assert!(trail.step(on(1)) && trail.step(on(2)));
+        assert!(
+            scans.begin(scans.next_due().unwrap(), empty()).is_none(),
+            "it has taken steps since"
+        );
+        let (next, trail) =
+            scans.begin(scans.next_due().unwrap(), empty()).expect("no more of them");
+        assert!(trail.step(on(1)) && !trail.step(on(2)));
+        assert!(scans.end(at(11), next, MINUTE));
+        assert_eq!(scans.next_due(), Some(at(71)));
+
+        assert!(!scans.end(at(30), stuck, MINUTE), "it saw how things were long ago");
+        let (_, trail) = scans.begin(at(30), empty()).expect("there may be something to see there");
+        assert!(trail.step(on(2)));
+    }
+
+    #[test]
+    fn no_more_scans_are_stuck_than_may_be() {
+        let mut scans = Scans::default();
+        let mut count = 0;
+        while let Some(due) = scans.next_due() {
+            if let Some((_, trail)) = scans.begin(due, empty()) {
+                count += 1;
+                assert!(trail.step(on(count)));
+            }
+        }
+        assert_eq!(scans.out.len(), OUT_MAX);
+        let first = scans.out[0].number;
+        scans.end(at(1000), first, MINUTE);
+        let (_, trail) = scans.begin(at(1000), [OTHER].into_iter()).unwrap();
+        assert!(!trail.step(Touch::Device(OTHER)), "it is stuck, as others know");
+    }
+}
