@@ -8,6 +8,8 @@ mod daemon;
 mod dialects;
 #[path = "support/guest.rs"]
 mod guest;
+#[path = "support/service.rs"]
+mod service;
 #[path = "support/vm.rs"]
 mod vm;
 
@@ -16,105 +18,17 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use dmfilemapd::request::{FileStatus, Reply, Status};
 use nix::sys::signal::Signal;
 
 use daemon::{
-    Outcome, PROGRAM, by_hand, command, create_group, daemons, dmstats, newer, only_daemon,
-    outcome, signal, succeed, text, wait_for_end, write, write_pieces,
+    Outcome, by_hand, create_group, daemons, dmstats, newer, only_daemon, outcome, signal, succeed,
+    text, wait_for_end, write, write_pieces,
 };
 use guest::{Daemon, Disk, assert_all_follow, assert_follows, wait_until};
-
-const CONFIG: &str = "/tmp/etc/config.toml";
-const SOCKET: &str = "/run/dmfilemapd/control.sock";
-
-/// Makes the file a configuration.
-fn configure(text: &str) {
-    fs::create_dir_all(Path::new(CONFIG).parent().unwrap()).unwrap();
-    fs::write(CONFIG, text).unwrap();
-}
-
-/// The entry for a pattern in the top folder of a disk.
-fn entry(disk: &Disk, pattern: &str) -> String {
-    format!("[[file]]\npath = \"{}\"\n", disk.path(pattern).display())
-}
-
-fn service_command(options: &str) -> Command {
-    let mut command = command(PROGRAM);
-    command.args(["run", "--config-dir", "/tmp/etc", "--rescan-interval", "200ms"]);
-    command.args(options.split_whitespace());
-    command
-}
-
-/// A service that answers.
-fn serve(options: &str) -> Daemon {
-    let service = Daemon::start(&mut service_command(options));
-    service.wait_for("following the files of ");
-    service
-}
-
-/// What a command like `status --json` comes to.
-fn ask(words: &str) -> Outcome {
-    outcome(command(PROGRAM).args(words.split_whitespace()))
-}
-
-fn told(words: &str) -> String {
-    let Outcome { status, stdout, stderr } = ask(words);
-    assert_eq!((status, stderr.as_str()), (Some(0), ""), "{words}: {stdout}");
-    stdout
-}
-
-/// Asserts that a command fails with this exit status and says this.
-fn refused(words: &str, exit: i32, says: &str) {
-    let Outcome { status, stdout, stderr } = ask(words);
-    assert_eq!((status, stdout.as_str()), (Some(exit), ""), "{words}: {stderr}");
-    assert!(stderr.starts_with("dmfilemapd: ") && stderr.contains(says), "{words}: {stderr}");
-}
-
-fn status() -> Status {
-    match Reply::read(told("status --json").as_bytes()).unwrap() {
-        Reply::Status(status) => *status,
-        other => panic!("{other:?}"),
-    }
-}
-
-fn status_of(file: &Path) -> Option<FileStatus> {
-    status().files.into_iter().find(|status| status.path.0 == file)
-}
-
-/// Waits until the service shows the file in this state.
-fn wait_for_state(file: &Path, state: &str) -> FileStatus {
-    wait_until(&format!("{} is {state}", file.display()), || match status_of(file) {
-        Some(status) if status.state == state => Ok(status),
-        other => Err(format!("{other:?}")),
-    })
-}
-
-/// The aliases of all groups, sorted.
-fn aliases(disk: &Disk) -> Vec<String> {
-    let groups = disk.groups().into_values();
-    let mut aliases: Vec<String> =
-        groups.map(|group| String::from_utf8(group.alias).unwrap()).collect();
-    aliases.sort();
-    aliases
-}
-
-fn wait_for_aliases(disk: &Disk, expected: &[&str]) {
-    wait_until(&format!("the groups are {expected:?}"), || {
-        let found = aliases(disk);
-        if found == expected { Ok(()) } else { Err(format!("{found:?}\n{}", disk.listing())) }
-    });
-}
-
-/// Counts something in each region of the file, and returns what `dmstats` would show of it.
-fn count(disk: &Disk, file: &Path, members: &[u32]) -> Vec<String> {
-    vm::sh(&format!("echo 1 >/proc/sys/vm/drop_caches; cat {} >/dev/null", file.display()));
-    counters(disk, members)
-}
-
-fn counters(disk: &Disk, members: &[u32]) -> Vec<String> {
-    members.iter().map(|id| disk.message(&format!("@stats_print {id}"))).collect()
-}
+use service::{
+    SOCKET, aliases, configure, count, counters, entry, refused, serve, status, status_of, told,
+    wait_for_aliases, wait_for_state,
+};
 
 // What the configuration wants.
 

@@ -120,7 +120,6 @@ impl Scans {
 mod tests {
     use super::*;
     use crate::config::Touch;
-    use std::iter::empty;
 
     const OTHER: Device = Device { major: 253, minor: 99 };
     const MINUTE: Duration = Duration::from_secs(60);
@@ -133,22 +132,29 @@ mod tests {
         Time::ZERO + Duration::from_secs(seconds)
     }
 
+    fn begin(scans: &mut Scans, now: Time) -> Option<(u32, Arc<Trail>)> {
+        scans.begin(now, std::iter::empty())
+    }
+
+    fn begin_when_due(scans: &mut Scans) -> Option<(u32, Arc<Trail>)> {
+        let due = scans.next_due().unwrap();
+        begin(scans, due)
+    }
+
     #[test]
     fn a_scan_that_goes_on_is_the_only_one() {
         let mut scans = Scans::default();
-        let (number, trail) = scans.begin(at(0), empty()).unwrap();
+        let (number, trail) = begin(&mut scans, at(0)).unwrap();
         for second in 1..100 {
             trail.step(on(0));
-            assert!(
-                scans.begin(at(second), empty()).is_none()
-                    && scans.next_due().unwrap() > at(second)
-            );
+            assert!(begin(&mut scans, at(second)).is_none());
+            assert!(scans.next_due().unwrap() > at(second));
         }
         assert!(scans.end(at(100), number, MINUTE));
         assert_eq!(scans.next_due(), Some(at(100 + 100 * 20)), "a scan takes a share of the time");
         scans.wish(at(101));
-        assert!(scans.begin(at(100), empty()).is_none());
-        let (number, _) = scans.begin(at(101), empty()).unwrap();
+        assert!(begin(&mut scans, at(100)).is_none());
+        let (number, _) = begin(&mut scans, at(101)).unwrap();
         scans.wish(at(103));
         scans.end(at(102), number, MINUTE);
         assert_eq!(scans.next_due(), Some(at(103)), "it was wished for meanwhile");
@@ -157,20 +163,16 @@ mod tests {
     #[test]
     fn the_next_one_goes_past_a_scan_that_is_stuck() {
         let mut scans = Scans::default();
-        let (stuck, trail) = scans.begin(at(0), empty()).unwrap();
+        let (stuck, trail) = begin(&mut scans, at(0)).unwrap();
         assert!(trail.step(on(1)) && trail.step(on(2)));
-        assert!(
-            scans.begin(scans.next_due().unwrap(), empty()).is_none(),
-            "it has taken steps since"
-        );
-        let (next, trail) =
-            scans.begin(scans.next_due().unwrap(), empty()).expect("no more of them");
+        assert!(begin_when_due(&mut scans).is_none(), "it has taken steps since");
+        let (next, trail) = begin_when_due(&mut scans).expect("no more of them");
         assert!(trail.step(on(1)) && !trail.step(on(2)));
-        assert!(scans.end(at(11), next, MINUTE));
-        assert_eq!(scans.next_due(), Some(at(71)));
+        assert!(scans.end(at(5), next, MINUTE));
+        assert_eq!(scans.next_due(), Some(at(65)));
 
         assert!(!scans.end(at(30), stuck, MINUTE), "it saw how things were long ago");
-        let (_, trail) = scans.begin(at(30), empty()).expect("there may be something to see there");
+        let (_, trail) = begin(&mut scans, at(30)).expect("there may be something to see there");
         assert!(trail.step(on(2)));
     }
 
@@ -178,8 +180,8 @@ mod tests {
     fn no_more_scans_are_stuck_than_may_be() {
         let mut scans = Scans::default();
         let mut count = 0;
-        while let Some(due) = scans.next_due() {
-            if let Some((_, trail)) = scans.begin(due, empty()) {
+        while scans.next_due().is_some() {
+            if let Some((_, trail)) = begin_when_due(&mut scans) {
                 count += 1;
                 assert!(trail.step(on(count)));
             }
