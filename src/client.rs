@@ -67,7 +67,9 @@ pub fn attach(
     match answer().map_err(|source| Error::new(path, source))? {
         (Reply::Ok(text), stream) => Ok(Attached { text, stream, path: path.to_owned() }),
         (Reply::Error(text), _) => Err(Error::refused(path, text)),
-        (Reply::Status(_), _) => Err(Error::new(path, io::ErrorKind::InvalidData.into())),
+        (Reply::Status(_) | Reply::Totals(_), _) => {
+            Err(Error::new(path, io::ErrorKind::InvalidData.into()))
+        }
     }
 }
 
@@ -96,7 +98,9 @@ impl Attached {
         match answer().map_err(|source| Error::new(&self.path, source))? {
             Reply::Ok(text) => Ok(text),
             Reply::Error(text) => Err(Error::refused(&self.path, text)),
-            Reply::Status(_) => Err(Error::new(&self.path, io::ErrorKind::InvalidData.into())),
+            Reply::Status(_) | Reply::Totals(_) => {
+                Err(Error::new(&self.path, io::ErrorKind::InvalidData.into()))
+            }
         }
     }
 }

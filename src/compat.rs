@@ -39,7 +39,20 @@ Usually started by `dmstats create --filemap FILE`, which makes the group.
 pub fn is_legacy(args: &[OsString]) -> bool {
     let Some(first) = args.first() else { return false };
     let verbs = [
-        "run", "update", "explain", "check", "gc", "status", "add", "remove", "reload", "stop",
+        "run",
+        "update",
+        "explain",
+        "metrics",
+        "totals",
+        "top",
+        "check",
+        "gc",
+        "status",
+        "add",
+        "remove",
+        "reload",
+        "stop",
+        "completions",
         "help",
     ];
     let native =

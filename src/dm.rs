@@ -99,6 +99,22 @@ pub trait Dm {
 
     /// Ends the turn at the device.
     fn end_turn(&mut self, _device: Device) {}
+
+    /// Takes hold of the device's grid, until [`Dm::let_grid_go`] or the end of the process:
+    /// [`Turn::Shared`] who reads it, [`Turn::Alone`] who takes away what nobody reads any more.
+    ///
+    /// A table that nobody else uses needs none of this.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::WouldBlock`]: somebody else has hold of it, and one of the two is to be
+    /// alone.
+    fn hold_grid(&mut self, _device: Device, _turn: Turn) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Lets go of the device's grid.
+    fn let_grid_go(&mut self, _device: Device) {}
 }
 
 /// Carries messages to devices of this label alone: where another one has the number by now, the
@@ -135,6 +151,14 @@ impl<D: Dm> Dm for Known<'_, D> {
     fn end_turn(&mut self, device: Device) {
         self.dm.end_turn(device);
     }
+
+    fn hold_grid(&mut self, device: Device, turn: Turn) -> io::Result<()> {
+        self.dm.hold_grid(device, turn)
+    }
+
+    fn let_grid_go(&mut self, device: Device) {
+        self.dm.let_grid_go(device);
+    }
 }
 
 impl<D: Dm + ?Sized> Dm for &mut D {
@@ -152,5 +176,13 @@ impl<D: Dm + ?Sized> Dm for &mut D {
 
     fn end_turn(&mut self, device: Device) {
         (**self).end_turn(device);
+    }
+
+    fn hold_grid(&mut self, device: Device, turn: Turn) -> io::Result<()> {
+        (**self).hold_grid(device, turn)
+    }
+
+    fn let_grid_go(&mut self, device: Device) {
+        (**self).let_grid_go(device);
     }
 }

@@ -124,6 +124,13 @@ impl Extents {
         candidate.contains(extent).then_some(candidate)
     }
 
+    /// Whether any sector of `extent` is in the map.
+    #[must_use]
+    pub fn overlaps(&self, extent: Extent) -> bool {
+        let after = self.0.partition_point(|candidate| candidate.start < extent.end);
+        after.checked_sub(1).is_some_and(|at| self.0[at].overlaps(extent))
+    }
+
     /// Whether any sector is in both maps.
     #[must_use]
     pub fn intersects(&self, other: &Extents) -> bool {
@@ -260,6 +267,7 @@ mod tests {
             let difference: Vec<bool> = on_a.iter().zip(&on_b).map(|(a, b)| *a && !*b).collect();
             prop_assert_eq!(painted(a.without(&b).as_slice()), difference);
             prop_assert_eq!(a.intersects(&b), on_a.iter().zip(&on_b).any(|(a, b)| *a && *b));
+            prop_assert_eq!(b.as_slice().iter().any(|e| a.overlaps(*e)), a.intersects(&b));
             for extent in b.as_slice() {
                 let inside = (extent.start..extent.end).all(|sector| on_a[to_index(sector)]);
                 prop_assert_eq!(a.around(*extent).is_some(), inside);

@@ -49,22 +49,39 @@ impl Homes {
 #[must_use]
 pub fn label(device: Device) -> Option<Label> {
     let read = |name: &str| {
-        let text = fs::read(format!("/sys/dev/block/{device}/dm/{name}")).ok()?;
+        let text = attribute(device, name)?;
         Some(text.strip_suffix(b"\n").unwrap_or(&text).to_vec())
     };
-    Some(Label { name: read("name")?, uuid: read("uuid")? })
+    Some(Label { name: read("dm/name")?, uuid: read("dm/uuid")? })
 }
 
 /// Whether somebody has suspended it: its I/O waits until it is resumed.
 #[must_use]
 pub fn is_suspended(device: Device) -> bool {
-    let suspended = fs::read_to_string(format!("/sys/dev/block/{device}/dm/suspended"));
-    suspended.is_ok_and(|suspended| suspended.trim() == "1")
+    sysfs(device, "dm/suspended").is_some_and(|suspended| suspended.trim() == "1")
 }
 
 /// Its size; 0 if there is no such device.
 #[must_use]
 pub fn sectors(device: Device) -> u64 {
-    let size = fs::read_to_string(format!("/sys/dev/block/{device}/size"));
-    size.ok().and_then(|size| size.trim().parse().ok()).unwrap_or(0)
+    sysfs(device, "size").and_then(|size| size.trim().parse().ok()).unwrap_or(0)
+}
+
+/// What a file of sysfs says of the device; `None` where that cannot be had.
+#[must_use]
+pub fn sysfs(device: Device, name: &str) -> Option<String> {
+    String::from_utf8(attribute(device, name)?).ok()
+}
+
+/// Likewise, and names may be of any bytes.
+///
+/// Podman hides `/sys/dev/block` from containers. A device of device-mapper is found by the name
+/// that the kernel gives it, too.
+fn attribute(device: Device, name: &str) -> Option<Vec<u8>> {
+    let by_number = format!("/sys/dev/block/{device}");
+    let by_name = format!("/sys/block/dm-{}", device.minor);
+    let read = |folder: &str, name: &str| fs::read(format!("{folder}/{name}")).ok();
+    let number = device.to_string();
+    let is_it = || read(&by_name, "dev").is_some_and(|dev| dev.trim_ascii() == number.as_bytes());
+    read(&by_number, name).or_else(|| is_it().then(|| read(&by_name, name)).flatten())
 }

@@ -24,17 +24,22 @@
 //! |---|---|---|
 //! | 0: values, no I/O | [`extent`] | sectors, maps in normal form |
 //! | | [`message`], [`group`], [`dm`] | the protocol, the group descriptor, the seam |
+//! | | [`counters`] | what the kernel counts, in one unit |
 //! | | [`mode`], [`sight`] | what a file is followed by, what a look gives |
 //! | | [`values`] | intervals, bounds and words, as people write them |
 //! | | [`plan`], [`fit`] | from regions and extents to a delta, short enough to be read |
 //! | 1: decisions | [`update`] | one group, from what it is to what it should be |
+//! | | [`ledger`] | what files have counted in all, whatever becomes of their regions |
 //! | | [`engine`] | `(now, event)` to actions: what is due, what is under way, when to stop |
+//! | | [`grid`] | counts of every part of a device, and whose they are |
 //! | 2: the kernel | [`kernel`] | FIEMAP, `/dev/mapper/control`, a table in memory, forks |
 //! | 3: the program | [`sample`], [`place`], [`entry`] | one look at one file; where it lies |
 //! | | [`home`], [`mounts`] | which device that is, and whether its filesystem is mounted |
 //! | | [`config`] | settings and entries: what is followed, and how |
 //! | | [`mod@run`] | threads, queues, signals |
 //! | | [`request`] | what is said on the control socket |
+//! | | [`survey`] | what was counted, as the kernel says it |
+//! | | [`metrics`] | the same as Prometheus reads it |
 //! | 4: front doors | [`compat`], [`cli`], [`launch`] | lvm2's command line, ours, a library |
 //! | | [`socket`], [`client`] | the two ends of the control socket |
 //!
@@ -55,7 +60,12 @@
 //! | extent | a run of sectors of one device, never empty |
 //! | map | all extents of a file, in normal form: sorted, disjoint, merged |
 //! | region | the kernel's object: an id, an extent, `program_id`, `aux_data`, counters |
-//! | area | a part of a region with counters of its own; ours have one |
+//! | area | a part of a region with counters of its own; those of groups have one |
+//! | grid | regions of many areas, in no group, which count whatever lies there |
+//! | patch | one region of a grid, as it is planned |
+//! | tenant | a file with sectors in an area |
+//! | blank | sectors that a file has and has never written |
+//! | stand | what the areas of a region said when they were read last |
 //! | group | regions that are reported together; LVM2's notion, unknown to the kernel |
 //! | leader | the lowest member of a group; its id is the group's |
 //! | descriptor | what names the members; lives in the leader's `aux_data` |
@@ -73,7 +83,10 @@
 //! | lane | the work for one device; how much of it may be under way is bounded |
 //! | gauge | a device's write counter: while it stands still, idle files are not looked at |
 //! | sweep | one listing of a device, to see what others did to our groups |
-//! | ledger | what a service was asked for and no rule wants, written down for the next one |
+//! | roster | what a service was asked for and no rule wants, written down for the next one |
+//! | reading | what a region has counted, at one moment; or one of all groups of a device |
+//! | ledger | what each file has counted in all, in an account, and the last readings |
+//! | holder | whose account it is: a file, by what is the same after a restart of the machine |
 //! | delta | what to keep, create and delete |
 //! | message, reply | one line of text to the kernel, and its answer |
 
@@ -83,16 +96,20 @@ pub mod cli;
 pub mod client;
 pub mod compat;
 pub mod config;
+pub mod counters;
 pub mod dm;
 pub mod engine;
 pub mod entry;
 pub mod extent;
 pub mod fit;
+pub mod grid;
 pub mod group;
 pub mod home;
 pub mod kernel;
 pub mod launch;
+pub mod ledger;
 pub mod message;
+pub mod metrics;
 pub mod mode;
 pub mod mounts;
 pub mod place;
@@ -102,5 +119,6 @@ pub mod run;
 pub mod sample;
 pub mod sight;
 pub mod socket;
+pub mod survey;
 pub mod update;
 pub mod values;

@@ -56,6 +56,19 @@ pub enum Message<'a> {
         /// One free word.
         aux: &'a [u8],
     },
+    /// `@stats_create`: a region of many areas. The reply is its id.
+    CreateAreas {
+        /// What it counts.
+        extent: Extent,
+        /// Sectors of an area; the last may be shorter.
+        step: u64,
+        /// What else it counts.
+        clockwork: Clockwork<'a>,
+        /// The owner's word.
+        program_id: &'a [u8],
+        /// One free word.
+        aux: &'a [u8],
+    },
     /// `@stats_delete`: its counters are lost.
     Delete {
         /// The region.
@@ -67,6 +80,15 @@ pub enum Message<'a> {
         id: RegionId,
         /// The new word.
         aux: &'a [u8],
+    },
+    /// `@stats_print`: what it has counted, a row for each area, for [`crate::counters::areas`].
+    ///
+    /// There is no message here that sets counters to zero: others read them, too.
+    Print {
+        /// The region.
+        id: RegionId,
+        /// The first area and their number; `None` for all.
+        lines: Option<(u64, u64)>,
     },
 }
 
@@ -84,14 +106,22 @@ impl Message<'_> {
             }
             Message::Create { extent, clockwork, program_id, aux } => {
                 push(&mut text, format_args!("@stats_create {extent} /1"));
-                push_options(&mut text, clockwork, program_id);
-                push_word(&mut text, program_id);
-                push_word(&mut text, aux);
+                push_owner(&mut text, clockwork, program_id, aux);
+            }
+            Message::CreateAreas { extent, step, clockwork, program_id, aux } => {
+                push(&mut text, format_args!("@stats_create {extent} {step}"));
+                push_owner(&mut text, clockwork, program_id, aux);
             }
             Message::Delete { id } => push(&mut text, format_args!("@stats_delete {id}")),
             Message::SetAux { id, aux } => {
                 push(&mut text, format_args!("@stats_set_aux {id}"));
                 push_word(&mut text, aux);
+            }
+            Message::Print { id, lines: None } => {
+                push(&mut text, format_args!("@stats_print {id}"));
+            }
+            Message::Print { id, lines: Some((first, count)) } => {
+                push(&mut text, format_args!("@stats_print {id} {first} {count}"));
             }
         }
         text
@@ -100,6 +130,13 @@ impl Message<'_> {
 
 fn push(text: &mut Vec<u8>, words: fmt::Arguments<'_>) {
     text.write_fmt(words).expect("a vector takes all that is written to it");
+}
+
+/// What stands behind the range of a new region and its areas.
+fn push_owner(text: &mut Vec<u8>, clockwork: Clockwork<'_>, program_id: &[u8], aux: &[u8]) {
+    push_options(text, clockwork, program_id);
+    push_word(text, program_id);
+    push_word(text, aux);
 }
 
 /// The optional arguments, with their count in front.
@@ -228,7 +265,8 @@ fn parse_row(row: &[u8]) -> Option<Region<'_>> {
     })
 }
 
-fn take_number(text: &[u8]) -> Option<(u64, &[u8])> {
+/// The number that the text begins with, and the rest.
+pub(crate) fn take_number(text: &[u8]) -> Option<(u64, &[u8])> {
     let mut number: u64 = 0;
     let mut digits = 0;
     for byte in text.iter().take_while(|byte| byte.is_ascii_digit()) {
@@ -299,6 +337,16 @@ mod tests {
             "@stats_create 8+16 /1 2 precise_timestamps histogram:10,20 dmstats fm=x"
         );
         assert_eq!(create(b"", plain), "@stats_create 8+16 /1 0 - fm=x");
+    }
+
+    #[test]
+    fn a_create_of_many_areas_says_how_long_each_is() {
+        let create = |program_id| {
+            let (extent, clockwork) = (Extent::new(8, 16).unwrap(), Clockwork::default());
+            Message::CreateAreas { extent, step: 5, clockwork, program_id, aux: b"x" }.encode()
+        };
+        assert_eq!(create(b"dmfilemap"), b"@stats_create 8+16 5 dmfilemap x");
+        assert_eq!(create(b"7"), b"@stats_create 8+16 5 0 7 x");
     }
 
     #[test]

@@ -7,8 +7,11 @@
 //!
 //! Fields that a reader does not know are passed over, so that new ones break no old program.
 
+mod totals;
+
 use std::borrow::Cow;
 use std::ffi::OsString;
+use std::fmt;
 use std::io;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
@@ -16,6 +19,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::mode::Mode;
+pub use totals::{
+    DeviceTotals, Errors, FileTotals, Remaps, SCHEMA, ServiceTotals, Source, Timing, Totals,
+};
 
 /// The version of what is said; stands in every line as `protocol`.
 pub const PROTOCOL: u32 = 1;
@@ -26,6 +32,13 @@ pub const PROTOCOL: u32 = 1;
 pub enum Request {
     /// How the service and its files are doing.
     Status {
+        /// Only this file.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        path: Option<FilePath>,
+    },
+    /// What was counted. Devices that answer are read for it; those that do not keep it waiting for
+    /// a moment, and show what was read before.
+    Totals {
         /// Only this file.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         path: Option<FilePath>,
@@ -72,6 +85,13 @@ pub struct Follow {
 /// hexadecimal: `/100%25`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FilePath(pub PathBuf);
+
+/// As in JSON.
+impl fmt::Display for FilePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&escape(&self.0))
+    }
+}
 
 impl Serialize for FilePath {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -122,6 +142,8 @@ pub enum Reply {
     Error(String),
     /// How things are.
     Status(Box<Status>),
+    /// What was counted.
+    Totals(Box<Totals>),
 }
 
 /// How the service is doing.
@@ -238,7 +260,7 @@ pub struct FileStatus {
 }
 
 /// The names of all requests, in the order of [`Request`].
-const NAMES: [&str; 6] = ["status", "add", "remove", "reload", "stop", "follow"];
+const NAMES: [&str; 7] = ["status", "totals", "add", "remove", "reload", "stop", "follow"];
 
 #[derive(Deserialize)]
 struct Head<'a> {
@@ -294,6 +316,7 @@ enum Kind {
     Ok,
     Error,
     Status,
+    Totals,
 }
 
 /// A flat line, because an enum would be read into a tree first: a status may be long.
@@ -305,6 +328,8 @@ struct ReplyLine<'a> {
     text: Option<Cow<'a, str>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     status: Option<Cow<'a, Status>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    totals: Option<Cow<'a, Totals>>,
 }
 
 impl Reply {
@@ -325,6 +350,9 @@ impl Reply {
             ReplyLine { reply: Kind::Status, status: Some(status), .. } => {
                 Ok(Reply::Status(Box::new(status.into_owned())))
             }
+            ReplyLine { reply: Kind::Totals, totals: Some(totals), .. } => {
+                Ok(Reply::Totals(Box::new(totals.into_owned())))
+            }
             _ => wrong("the reply is not whole".to_owned()),
         }
     }
@@ -335,14 +363,24 @@ impl Reply {
     ///
     /// Those of the writer.
     pub fn write(&self, mut out: impl io::Write) -> io::Result<()> {
-        let (reply, text, status) = match self {
-            Reply::Ok(text) => (Kind::Ok, Some(text), None),
-            Reply::Error(text) => (Kind::Error, Some(text), None),
-            Reply::Status(status) => (Kind::Status, None, Some(status)),
+        let line = ReplyLine {
+            protocol: PROTOCOL,
+            reply: Kind::Ok,
+            text: None,
+            status: None,
+            totals: None,
         };
-        let text = text.map(|text| Cow::Borrowed(text.as_str()));
-        let status = status.map(|status| Cow::Borrowed(&**status));
-        serde_json::to_writer(&mut out, &ReplyLine { protocol: PROTOCOL, reply, text, status })?;
+        let line = match self {
+            Reply::Ok(text) => ReplyLine { text: Some(text.into()), ..line },
+            Reply::Error(text) => ReplyLine { reply: Kind::Error, text: Some(text.into()), ..line },
+            Reply::Status(status) => {
+                ReplyLine { reply: Kind::Status, status: Some(Cow::Borrowed(status)), ..line }
+            }
+            Reply::Totals(totals) => {
+                ReplyLine { reply: Kind::Totals, totals: Some(Cow::Borrowed(totals)), ..line }
+            }
+        };
+        serde_json::to_writer(&mut out, &line)?;
         out.write_all(b"\n")?;
         out.flush()
     }
@@ -361,6 +399,7 @@ mod tests {
         let all = [
             Request::Status { path: None },
             Request::Status { path: Some(path(b"/a b\n\"")) },
+            Request::Totals { path: None },
             Request::Add { path: path(b"/x"), mode: Mode::Path, alias: Some("x".to_owned()) },
             Request::Add { path: path(b"/x"), mode: Mode::Inode, alias: None },
             Request::Remove { path: path(b"/100%\xff\xfe%41") },
@@ -398,7 +437,7 @@ mod tests {
         check("{}", "no protocol");
         check(r#"{"protocol":2,"request":"stop"}"#, "protocol 2");
         check(r#"{"protocol":1}"#, "no request in the line");
-        check(r#"{"protocol":1,"request":"dance"}"#, "\"dance\"; there are status, add");
+        check(r#"{"protocol":1,"request":"dance"}"#, "\"dance\"; there are status, totals, add");
         check(r#"{"protocol":1,"request":"remove"}"#, "path");
         check(r#"{"protocol":1,"request":"remove","path":"x"}"#, "absolute");
         check(r#"{"protocol":1,"request":"remove","path":"/%4"}"#, "hexadecimal");
@@ -414,7 +453,13 @@ mod tests {
     #[test]
     fn a_reply_is_read_as_it_is_written() {
         let status = Box::new(Status::default());
-        let all = [Reply::Ok("x".into()), Reply::Error("\n".into()), Reply::Status(status)];
+        let totals = Box::new(Totals::default());
+        let all = [
+            Reply::Ok("x".into()),
+            Reply::Error("\n".into()),
+            Reply::Status(status),
+            Reply::Totals(totals),
+        ];
         for reply in all {
             let mut line = Vec::new();
             reply.write(&mut line).unwrap();

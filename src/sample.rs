@@ -142,6 +142,7 @@ fn look_at_path(reach: &mut Reach, pages: &mut Pages) -> Sight {
 }
 
 /// What the file is like now, if it is there and can be followed.
+#[allow(clippy::result_large_err)] // it is what a look gives, moved once
 fn stat(reach: &Reach) -> Result<Metadata, Sight> {
     if let Some(file) = reach.held_inode() {
         let metadata = file.metadata().map_err(|error| Sight::Failed(format!("stat: {error}")))?;
@@ -296,9 +297,11 @@ fn read_map_since(file: &File, mut before: Stamp, pages: &mut Pages) -> io::Resu
 #[derive(Default)]
 struct Walk {
     extents: Vec<Extent>,
+    blank: Vec<Extent>,
     pages: usize,
     pending: bool,
     shared: bool,
+    shared_sectors: u64,
 }
 
 impl Walk {
@@ -335,14 +338,20 @@ impl Walk {
         } else if is(fiemap::ENCODED) && !is(fiemap::DATA_ENCRYPTED) {
             // Compressed: the length is that of the data, not of what lies on the device.
         } else if let Some(extent) = Extent::of_bytes(mapped.physical, mapped.length) {
+            self.shared_sectors += if is(fiemap::SHARED) { extent.len() } else { 0 };
             self.extents.push(extent);
+            if is(fiemap::UNWRITTEN) {
+                self.blank.push(extent);
+            }
         }
     }
 
     fn into_map(self, torn: bool) -> Map {
-        let extents: Extents = self.extents.into_iter().collect();
+        let Walk { extents, blank, pending, shared, shared_sectors, .. } = self;
+        let (extents, blank): (Extents, Extents) =
+            (extents.into_iter().collect(), blank.into_iter().collect());
         let fingerprint = extents.fingerprint();
-        Map { extents, fingerprint, pending: self.pending, shared: self.shared, torn }
+        Map { extents, blank, fingerprint, pending, shared, shared_sectors, torn }
     }
 }
 

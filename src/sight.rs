@@ -29,6 +29,8 @@ pub struct Stamp {
 pub struct Map {
     /// What has an address on the device.
     pub extents: Extents,
+    /// What of that is reserved and was never written: it has its place before its data.
+    pub blank: Extents,
     /// Of the extents.
     pub fingerprint: Fingerprint,
     /// Something of the file has no address yet and may get one without a change of the stamp.
@@ -36,6 +38,8 @@ pub struct Map {
     /// Something of the file is shared, so that the next write may move it without a change of
     /// the stamp.
     pub shared: bool,
+    /// Sectors of extents that are shared.
+    pub shared_sectors: u64,
     /// The file kept changing while it was read: parts of the map may be of different moments.
     pub torn: bool,
 }

@@ -1,7 +1,8 @@
 //! Values that people write, on the command line and in the configuration.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::group::is_safe_alias;
@@ -144,17 +145,72 @@ pub fn max_files(text: &str) -> Result<usize, String> {
     max.ok_or_else(|| format!("{text:?} is no limit of files; give a number from 1 to 10000000"))
 }
 
-/// The absolute path of a socket; an empty text is for none.
+/// An absolute path; an empty text is for none.
 ///
 /// # Errors
 ///
 /// The path is relative.
-pub fn socket(text: &str) -> Result<Option<PathBuf>, String> {
+pub fn absolute_path(text: &str) -> Result<Option<PathBuf>, String> {
     match text.chars().next() {
         None => Ok(None),
         Some('/') => Ok(Some(PathBuf::from(text))),
         Some(_) => Err(format!("{text:?} is not an absolute path; begin it with a slash")),
     }
+}
+
+/// The absolute path of a file that the textfile collector of `node_exporter` takes, which is one
+/// that ends in `.prom`; an empty text is for none.
+///
+/// # Errors
+///
+/// The path is relative, or ends otherwise.
+pub fn textfile(text: &str) -> Result<Option<PathBuf>, String> {
+    let extension = Path::new(text).extension();
+    if !text.is_empty() && extension.is_none_or(|extension| extension != "prom") {
+        return Err(format!("{text:?} does not end in .prom, and would not be collected"));
+    }
+    absolute_path(text)
+}
+
+/// Where metrics are given out over HTTP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// A port of this machine, for those on it.
+    Port(SocketAddr),
+    /// A socket of this path, for this user.
+    Socket(PathBuf),
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Listen::Port(address) => address.fmt(f),
+            Listen::Socket(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// A loopback address with a port, as `127.0.0.1:9756` or `[::1]:9756`, or the absolute path of a
+/// socket; an empty text is for none.
+///
+/// # Errors
+///
+/// It is none of these. What is not loopback is refused, since anybody could read there which files
+/// this machine has.
+pub fn listen(text: &str) -> Result<Option<Listen>, String> {
+    if text.is_empty() || text.starts_with('/') {
+        return Ok(absolute_path(text)?.map(Listen::Socket));
+    }
+    let address: SocketAddr = text.parse().map_err(|_| {
+        format!("{text:?} is no address; give one as 127.0.0.1:9756, or the path of a socket")
+    })?;
+    if !address.ip().is_loopback() {
+        return Err(format!(
+            "{address} can be reached from elsewhere; give 127.0.0.1 or [::1], with a proxy before \
+             it that asks who is there"
+        ));
+    }
+    Ok(Some(Listen::Port(address)))
 }
 
 #[cfg(test)]
@@ -232,9 +288,9 @@ mod tests {
     fn an_empty_text_is_for_no_histogram_and_no_socket() {
         assert_eq!(histogram(""), Ok(Bounds::default()));
         assert_eq!(histogram("1ms"), bounds("1ms"));
-        assert_eq!(socket(""), Ok(None));
-        assert_eq!(socket("/run/x"), Ok(Some("/run/x".into())));
-        assert!(socket("run/x").is_err());
+        assert_eq!(absolute_path(""), Ok(None));
+        assert_eq!(absolute_path("/run/x"), Ok(Some("/run/x".into())));
+        assert!(absolute_path("run/x").is_err());
     }
 
     #[test]
@@ -242,6 +298,29 @@ mod tests {
         assert_eq!((max_files("1"), max_files("10000000")), (Ok(1), Ok(10_000_000)));
         for text in ["0", "10000001", "-1", "", "many"] {
             assert!(max_files(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_textfile_is_one_that_is_collected() {
+        assert_eq!(textfile("/x/y.prom"), Ok(Some("/x/y.prom".into())));
+        assert_eq!(textfile(""), Ok(None));
+        assert!(textfile("/x/y").unwrap_err().contains(".prom"));
+        assert!(textfile("y.prom").unwrap_err().contains("absolute"));
+    }
+
+    #[test]
+    fn metrics_are_for_this_machine() {
+        let port = |text: &str| Ok(Some(Listen::Port(text.parse().unwrap())));
+        assert_eq!(listen("127.0.0.1:9756"), port("127.0.0.1:9756"));
+        assert_eq!(listen("[::1]:80"), port("[::1]:80"));
+        assert_eq!(listen("/run/x"), Ok(Some(Listen::Socket("/run/x".into()))));
+        assert_eq!(listen(""), Ok(None));
+        for elsewhere in ["0.0.0.0:9756", "[::]:9756", "192.168.0.1:1"] {
+            assert!(listen(elsewhere).unwrap_err().contains("from elsewhere"), "{elsewhere}");
+        }
+        for none in ["9756", "localhost:9756", "127.0.0.1", "run/x"] {
+            assert!(listen(none).unwrap_err().contains("is no address"), "{none}");
         }
     }
 }

@@ -15,6 +15,7 @@ use dmfilemapd::config::{
     Assignment, Config, Errors, KEYS, Layer, Place, Setting, Settings, Source, owners, read,
 };
 use dmfilemapd::mode::Mode;
+use dmfilemapd::values::Listen;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -88,6 +89,16 @@ fn the_example_is_the_defaults() {
 }
 
 #[test]
+fn the_example_explains_every_key() {
+    let lines: Vec<&str> = include_str!("../contrib/config.toml").lines().collect();
+    for name in KEYS.iter().map(|key| key.name).chain(["exclude"]) {
+        let at = lines.iter().position(|line| line.starts_with(&format!("#{name} = ")));
+        let above = at.and_then(|at| lines.get(at - 1));
+        assert!(above.is_some_and(|line| line.starts_with("# ")), "{name}: {above:?}");
+    }
+}
+
+#[test]
 fn every_key_sets_what_it_says() {
     let config = of(r#"
 interval = "1s"
@@ -95,6 +106,7 @@ max_interval = "1m"
 fixed = true
 full_look = "2m"
 rescan_interval = "3s"
+read_interval = "4s"
 mode = "path"
 alias = "{parent}"
 program_id = "mine"
@@ -102,7 +114,11 @@ precise = true
 histogram = ["1ms", "2ms"]
 max_files = 5
 socket = ""
+state_dir = "/x"
 remove_on_exit = true
+metrics_listen = "127.0.0.1:1"
+metrics_textfile = "/x.prom"
+metrics_interval = "4s"
 "#);
     let Config { settings, .. } = config.unwrap();
     let expected = Settings {
@@ -111,6 +127,7 @@ remove_on_exit = true
         fixed: true,
         full_look: Duration::from_secs(120),
         rescan_interval: Duration::from_secs(3),
+        read_interval: Duration::from_secs(4),
         mode: Mode::Path,
         alias: "{parent}".parse().unwrap(),
         program_id: "mine".to_owned(),
@@ -118,7 +135,11 @@ remove_on_exit = true
         histogram: dmfilemapd::values::bounds("1ms,2ms").unwrap(),
         max_files: 5,
         socket: None,
+        state_dir: Some("/x".into()),
         remove_on_exit: true,
+        metrics_listen: Some(Listen::Port("127.0.0.1:1".parse().unwrap())),
+        metrics_textfile: Some("/x.prom".into()),
+        metrics_interval: Duration::from_secs(4),
     };
     assert_eq!(settings, expected);
     let terms = settings.terms();
@@ -328,7 +349,7 @@ fn a_link_to_nowhere_is_not_an_empty_file() {
 #[test]
 fn variables_of_others_are_theirs() {
     let folder = folder(&[]);
-    for name in ["DMFILEMAPD_LOG", "DMFILEMAPD_STANDALONE", "DMFILEMAPD_CONFIG_DIR", "INTERVAL"] {
+    for name in ["DMFILEMAPD_STANDALONE", "DMFILEMAPD_CONFIG_DIR", "INTERVAL"] {
         assert_eq!(with(&folder, &[(name, "x")], Layer::new()), with(&folder, &[], Layer::new()));
     }
     let odd: OsString = OsStr::from_bytes(b"DMFILEMAPD_\xff").to_owned();
@@ -402,8 +423,9 @@ fn check_shows_what_holds_and_who_says_it() {
 fn every_option_is_a_key_and_stands_over_the_rest() {
     let folder = folder(&[("config.toml", "max_files = 9\nremove_on_exit = true")]);
     let args = "--interval=1s --max-interval=2s --fixed --full-look=3s --rescan-interval=4s \
-                --mode=path --alias={ino} --program-id=x --precise --histogram=1ms --max-files=5 \
-                --socket= --remove-on-exit=false";
+                --read-interval=5s --state-dir=/x --mode=path --alias={ino} --program-id=x \
+                --precise --histogram=1ms --max-files=5 --socket= --remove-on-exit=false \
+                --metrics-listen=[::1]:9 --metrics-textfile=/x.prom --metrics-interval=6s";
     let output = check(folder.path(), &args.split_whitespace().collect::<Vec<_>>());
     let shown = text_of(&output.stdout);
     let rows = shown.lines().skip(1).take_while(|line| !line.is_empty());

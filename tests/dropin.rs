@@ -1230,8 +1230,11 @@ fn a_file_that_does_not_change_costs_one_stat_a_look() {
     assert!(at_most(ioctls, seconds / 5.0 + 1.0), "{ioctls} listings in {seconds} s");
     let scheduling = ["futex(", "sched_yield(", "clock_", "restart_syscall(", "recvfrom("];
     let looking = ["statx(", "ioctl("];
+    // A thread that makes its first hash map asks for its seed, once.
+    let seeds = count(&idle, "getrandom(");
+    assert!(seeds <= 4, "{seeds} threads");
     let known: usize = scheduling.iter().chain(&looking).map(|begins| count(&idle, begins)).sum();
-    assert_eq!(known, idle.len(), "{idle:?}");
+    assert_eq!(known + seeds, idle.len(), "{idle:?}");
 }
 
 #[allow(clippy::cast_precision_loss)] // these are small numbers

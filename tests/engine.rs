@@ -156,7 +156,8 @@ fn stamp(changed: i64) -> Stamp {
 fn map(len: u64) -> Map {
     let extents = extents(len);
     let fingerprint = extents.fingerprint();
-    Map { extents, fingerprint, pending: false, shared: false, torn: false }
+    let (blank, pending, shared, torn) = (Extents::default(), false, false, false);
+    Map { extents, blank, fingerprint, pending, shared, shared_sectors: 0, torn }
 }
 
 fn mapped(changed: i64, len: u64) -> Sight {

@@ -429,9 +429,15 @@ fn what_is_stuck_holds_up_nothing_else() {
     eprintln!("STEP 16 {:?}", begin.elapsed());
     for disk in ward.stuck() {
         eprintln!("now {} {:?}", disk.name, begin.elapsed());
-        wait_until(&format!("{} is stuck", disk.name), || match { let x = Ward::state(disk); eprintln!("{x:?} {:?} {:?}", begin.elapsed(), threads(service.pid())); x } {
-            DeviceState::Stuck => Ok(()),
-            other => Err(format!("{other:?}: {}", service.said())),
+        wait_until(&format!("{} is stuck", disk.name), || {
+            match {
+                let x = Ward::state(disk);
+                eprintln!("{x:?} {:?} {:?}", begin.elapsed(), threads(service.pid()));
+                x
+            } {
+                DeviceState::Stuck => Ok(()),
+                other => Err(format!("{other:?}: {}", service.said())),
+            }
         });
     }
     assert_threads_are_bounded(&ward, &service);

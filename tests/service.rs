@@ -26,9 +26,19 @@ use daemon::{
 };
 use guest::{Daemon, Disk, assert_all_follow, assert_follows, wait_until};
 use service::{
-    SOCKET, aliases, configure, count, counters, entry, refused, serve, status, status_of, told,
-    wait_for_aliases, wait_for_state,
+    SOCKET, aliases, configure, entry, refused, serve, status, status_of, told, wait_for_aliases,
+    wait_for_state,
 };
+
+/// Counts something in each region of the file, and returns what `dmstats` would show of it.
+fn count(disk: &Disk, file: &Path, members: &[u32]) -> Vec<String> {
+    vm::sh(&format!("echo 1 >/proc/sys/vm/drop_caches; cat {} >/dev/null", file.display()));
+    counters(disk, members)
+}
+
+fn counters(disk: &Disk, members: &[u32]) -> Vec<String> {
+    members.iter().map(|id| disk.message(&format!("@stats_print {id}"))).collect()
+}
 
 // What the configuration wants.
 

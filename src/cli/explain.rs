@@ -2,18 +2,22 @@
 //!
 //! Needs no root and no device-mapper: it only reads.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use serde::Serialize;
 
+use super::json::{self, Document};
 use super::{Exit, Failure};
 use crate::extent::SECTOR_BYTES;
 use crate::home::{label, sectors};
 use crate::kernel::control::Control;
 use crate::kernel::fiemap::Pages;
 use crate::kernel::process::end_at_broken_pipe;
-use crate::place::{self, Mount, Place, mount_of};
+use crate::place::{self, Mount, mount_of};
+use crate::request::FilePath;
 use crate::sample::{open_regular, read_map};
 use crate::sight::Map;
 
@@ -25,6 +29,54 @@ pub struct Arguments {
     /// List every extent too, in sectors
     #[arg(short, long)]
     extents: bool,
+
+    /// In JSON, as contrib/json.md describes it
+    #[arg(long)]
+    json: bool,
+}
+
+/// What there is to say of a file.
+#[derive(Debug, Serialize)]
+struct Explanation {
+    path: FilePath,
+    inode: u64,
+    device: String,
+    device_name: String,
+    device_bytes: u64,
+    mount: Option<Mounted>,
+    map: Option<Mapped>,
+    /// Why its extents cannot be used.
+    unusable: Option<String>,
+    /// Why its I/O cannot be counted.
+    obstacle: Option<String>,
+    device_mapper: Option<String>,
+    device_mapper_error: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Mounted {
+    filesystem: String,
+    point: FilePath,
+    source: String,
+}
+
+#[derive(Debug, Serialize)]
+#[allow(clippy::struct_field_names)] // as everywhere in JSON
+struct Mapped {
+    extents: u64,
+    mapped_bytes: u64,
+    shared_bytes: u64,
+    pending: bool,
+    regions: u64,
+    kernel_memory_bytes: u64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    extent_list: Vec<Placed>,
+}
+
+#[derive(Debug, Serialize)]
+struct Placed {
+    start_sector: u64,
+    sectors: u64,
 }
 
 pub fn main(arguments: &Arguments) -> Result<Exit, Failure> {
@@ -33,90 +85,138 @@ pub fn main(arguments: &Arguments) -> Result<Exit, Failure> {
     let path = path.map_err(|error| Failure::at(&arguments.file, error))?;
     let file = open_regular(&path).map_err(|error| Failure::at(&path, error))?;
     let place = place::locate(&file).map_err(|obstacle| Failure::at(&path, obstacle))?;
-
-    println!("file      {} (inode {})", path.display(), place.inode);
-    println!("on        {}", surroundings(&path, &place));
-    let map = match place::obstacle_of_addresses(&file, &place) {
-        None => Some(read(&path, &file)?),
-        Some(obstacle) => {
-            println!("extents   cannot be used: {obstacle}");
-            None
+    let unusable = place::obstacle_of_addresses(&file, &place).map(|why| why.to_string());
+    let map = match unusable {
+        None => Some(mapped(&read(&path, &file)?, arguments.extents)),
+        Some(_) => None,
+    };
+    let obstacle = place::require(&file).err().map(|why| why.to_string());
+    let (exit, device_mapper, device_mapper_error) = match Control::open() {
+        Ok(control) => {
+            let version = control.version().map(|number| number.to_string()).join(".");
+            let exit = if obstacle.is_none() { Exit::Ok } else { Exit::Failed };
+            (exit, Some(version), None)
+        }
+        Err(error) => {
+            let Failure(exit, error) = error.into();
+            (if map.is_some() { exit } else { Exit::Failed }, None, Some(error))
         }
     };
-    if let Some(map) = &map {
-        println!("extents   {}", extents(map));
-        println!("would be  {}", cost(map));
-        for extent in map.extents.as_slice().iter().filter(|_| arguments.extents) {
-            println!("          {extent}");
-        }
+    let device_name = label(place.device).unwrap_or_default().name;
+    let explanation = Explanation {
+        mount: mount(&path),
+        path: FilePath(path),
+        inode: place.inode,
+        device: place.device.to_string(),
+        device_name: String::from_utf8_lossy(&device_name).into_owned(),
+        device_bytes: sectors(place.device) * SECTOR_BYTES,
+        map,
+        unusable,
+        obstacle,
+        device_mapper,
+        device_mapper_error,
+    };
+    match arguments.json {
+        true => json::print(&Document::of(&explanation))?,
+        false => print!("{explanation}"),
     }
-    Ok(verdict(&file, map.is_some()))
+    Ok(exit)
 }
 
 fn read(path: &Path, file: &File) -> Result<Map, Failure> {
     read_map(file, &mut Pages::default()).map_err(|error| Failure::at(path, error))
 }
 
-fn surroundings(path: &Path, place: &Place) -> String {
-    let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let label = label(place.device).unwrap_or_default();
-    let name = String::from_utf8_lossy(&label.name);
-    let size = match sectors(place.device) {
-        0 => String::new(),
-        sectors => format!(", {}", bytes(sectors * SECTOR_BYTES)),
-    };
-    let device = match name.is_empty() {
-        true => format!("{}{size}", place.device),
-        false => format!("{} ({name}){size}", place.device),
-    };
-    // The path may lead through symlinks; the mount is that of where it ends.
-    let real = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    match mount_of(&mountinfo, &real) {
-        Some(Mount { point, kind, source }) => {
-            format!("{kind} at {}, which is {source}, device {device}", point.display())
-        }
-        None => format!("device {device}"),
-    }
-}
-
-fn extents(map: &Map) -> String {
-    let mapped = bytes(map.extents.sectors() * SECTOR_BYTES);
-    let pending = if map.pending { "; part of it has no place on the device yet" } else { "" };
-    let shared =
-        if map.shared { "; some are shared, and count the I/O of all their files" } else { "" };
-    format!("{}, {mapped}{pending}{shared}", map.extents.len())
-}
-
-/// Kernel memory of a region of one area: 128 bytes, a pointer for each CPU that the kernel could
-/// have, which the allocator rounds up, and 104 bytes for each it has.
-fn cost(map: &Map) -> String {
+fn mapped(map: &Map, listed: bool) -> Mapped {
+    /// Kernel memory of a region of one area: 128 bytes, a pointer for each CPU that the kernel
+    /// could have, which the allocator rounds up, and 104 bytes for each it has.
     const REGION_BYTES: u64 = 128 * 1024;
     let regions = map.extents.len().max(1) as u64;
-    format!(
-        "{regions} region(s), up to {} of kernel memory; the device pauses that many times, a few \
-         milliseconds each, when they are made",
-        bytes(regions * REGION_BYTES)
-    )
+    let extents = map.extents.as_slice().iter().filter(|_| listed);
+    Mapped {
+        extents: map.extents.len() as u64,
+        mapped_bytes: map.extents.sectors() * SECTOR_BYTES,
+        shared_bytes: map.shared_sectors * SECTOR_BYTES,
+        pending: map.pending,
+        regions,
+        kernel_memory_bytes: regions * REGION_BYTES,
+        extent_list: extents
+            .map(|extent| Placed { start_sector: extent.start(), sectors: extent.len() })
+            .collect(),
+    }
 }
 
-fn verdict(file: &File, usable: bool) -> Exit {
-    let obstacle = place::require(file).err();
-    match &obstacle {
-        None => println!("verdict   its I/O can be counted"),
-        Some(obstacle) => println!("verdict   cannot be counted: {obstacle}"),
-    }
-    let control = Control::open();
-    match &control {
-        Ok(control) => {
-            let [major, minor, patch] = control.version();
-            println!("kernel    device-mapper {major}.{minor}.{patch} is there");
+/// What its filesystem is, and where.
+fn mount(path: &Path) -> Option<Mounted> {
+    let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    // The path may lead through symlinks; the mount is that of where it ends.
+    let real = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let Mount { point, kind, source } = mount_of(&mountinfo, &real)?;
+    Some(Mounted { filesystem: kind, point: FilePath(point), source })
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "file      {} (inode {})", self.path.0.display(), self.inode)?;
+        writeln!(f, "on        {}", self.surroundings())?;
+        match (&self.map, &self.unusable) {
+            (Some(map), _) => map.fmt(f)?,
+            (None, why) => {
+                writeln!(f, "extents   cannot be used: {}", why.as_deref().unwrap_or_default())?;
+            }
         }
-        Err(error) => println!("kernel    {}", super::with_cause(error)),
+        match &self.obstacle {
+            None => writeln!(f, "verdict   its I/O can be counted")?,
+            Some(obstacle) => writeln!(f, "verdict   cannot be counted: {obstacle}")?,
+        }
+        match (&self.device_mapper, &self.device_mapper_error) {
+            (Some(version), _) => writeln!(f, "kernel    device-mapper {version} is there"),
+            (None, error) => writeln!(f, "kernel    {}", error.as_deref().unwrap_or_default()),
+        }
     }
-    match (obstacle, control) {
-        (_, Err(error)) if usable => Failure::from(error).0,
-        (None, Ok(_)) => Exit::Ok,
-        _ => Exit::Failed,
+}
+
+impl Explanation {
+    fn surroundings(&self) -> String {
+        let size = match self.device_bytes {
+            0 => String::new(),
+            size => format!(", {}", bytes(size)),
+        };
+        let device = match self.device_name.is_empty() {
+            true => format!("{}{size}", self.device),
+            false => format!("{} ({}){size}", self.device, self.device_name),
+        };
+        match &self.mount {
+            Some(Mounted { filesystem, point, source }) => {
+                let point = point.0.display();
+                format!("{filesystem} at {point}, which is {source}, device {device}")
+            }
+            None => format!("device {device}"),
+        }
+    }
+}
+
+impl fmt::Display for Mapped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Mapped { extents, pending, regions, .. } = self;
+        let pending = if *pending { "; part of it has no place on the device yet" } else { "" };
+        let shared = match self.shared_bytes {
+            0 => "",
+            _ => "; some are shared, and count the I/O of all their files",
+        };
+        let mapped = bytes(self.mapped_bytes);
+        writeln!(f, "extents   {extents}, {mapped}{pending}{shared}")?;
+        let memory = bytes(self.kernel_memory_bytes);
+        writeln!(
+            f,
+            "would be  {regions} region(s), up to {memory} of kernel memory; the device pauses \
+             that \
+             many times, a few milliseconds each, when they are made"
+        )?;
+        let mut list = self.extent_list.iter();
+        list.try_for_each(|Placed { start_sector, sectors }| {
+            writeln!(f, "          {start_sector}+{sectors}")
+        })
     }
 }
 

@@ -1,4 +1,5 @@
-//! `dmfilemapd gc`: away with the regions that cut updates have left.
+//! `dmfilemapd gc`: away with the regions that cut updates have left, and with grids that nobody
+//! reads.
 
 use std::fmt;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
@@ -7,13 +8,18 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use nix::libc;
+use serde::Serialize;
 
 use super::dry_run::DryRun;
+use super::json::{self, Document};
 use super::{Exit, Failure};
 use crate::dm::{Device, Dm};
+use crate::extent::Extent;
+use crate::grid::table::{PROGRAM, delete_leftovers, leftovers};
 use crate::kernel::control::Control;
 use crate::kernel::devices::Named;
 use crate::kernel::process::end_at_broken_pipe;
+use crate::message::RegionId;
 use crate::update::{Error, Orphan, delete_orphans, orphans};
 use crate::values;
 
@@ -36,6 +42,36 @@ pub struct Arguments {
     /// messages; shows regions of updates that are under way, too
     #[arg(long)]
     dry_run: bool,
+
+    /// Say what was deleted in JSON, as contrib/json.md describes it
+    #[arg(long, conflicts_with = "dry_run")]
+    json: bool,
+}
+
+/// What was found on the devices.
+#[derive(Debug, Default, Serialize)]
+struct Swept {
+    devices: Vec<Row>,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    device: String,
+    name: String,
+    /// Those that were there for long enough.
+    regions: Vec<Region>,
+    deleted: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Region {
+    id: u32,
+    start_sector: u64,
+    sectors: u64,
+    program_id: String,
+    mark: String,
 }
 
 pub fn main(arguments: &Arguments) -> Result<Exit, Failure> {
@@ -43,11 +79,15 @@ pub fn main(arguments: &Arguments) -> Result<Exit, Failure> {
     let mut control = Control::open()?;
     let known = control.devices().map_err(Failure::new)?;
     let targets = targets(&arguments.devices, &known)?;
-    let mut job = Job { named: !arguments.devices.is_empty(), exit: Exit::Ok };
+    let (named, swept) = (!arguments.devices.is_empty(), Swept::default());
+    let mut job = Job { named, json: arguments.json, swept, exit: Exit::Ok };
     if arguments.dry_run {
         job.rehearse(&mut control, &targets);
     } else {
         job.perform(&mut control, &targets, arguments.wait);
+    }
+    if arguments.json {
+        json::print(&Document::of(&job.swept))?;
     }
     Ok(job.exit)
 }
@@ -98,21 +138,43 @@ fn number_of_node(path: &str) -> Result<Device, String> {
 /// What is found on one device.
 type Find<'a> = (&'a Named, Vec<Orphan>);
 
+/// A grid that nobody reads.
+type Leftovers<'a> = (&'a Named, Vec<(RegionId, Extent)>);
+
 struct Job {
     /// Whether the user named the devices: then each has to be there.
     named: bool,
+    /// Whether it is all said at the end.
+    json: bool,
+    swept: Swept,
     exit: Exit,
 }
 
 impl Job {
     fn perform(&mut self, control: &mut Control, targets: &[&Named], wait: Duration) {
         let found = self.find(control, targets);
+        let grids = self.grids(control, targets);
+        self.say_if_nothing(found.is_empty() && grids.is_empty(), targets);
+        for (target, leftovers) in grids {
+            let outcome = delete_leftovers(&mut *control, target.device);
+            self.swept.devices.push(Row::of_grid(target, &leftovers, &outcome));
+            match outcome {
+                Ok(deleted) if !self.json => {
+                    println!("{target}: {} of a grid deleted", regions(deleted));
+                }
+                Ok(_) => {}
+                Err(error) => self.failed(target, &error),
+            }
+        }
         if !found.is_empty() {
             thread::sleep(wait);
         }
         for (target, orphans) in found {
-            match delete(control, target.device, &orphans, wait) {
-                Ok(deleted) => println!("{target}: {} deleted", count(deleted)),
+            let outcome = delete(control, target.device, &orphans, wait);
+            self.swept.devices.push(Row::new(target, &orphans, &outcome));
+            match outcome {
+                Ok(deleted) if !self.json => println!("{target}: {} deleted", count(deleted)),
+                Ok(_) => {}
                 Err(error) => self.failed(target, &error),
             }
         }
@@ -127,7 +189,19 @@ impl Job {
                 Err(error) => self.failed(target, &error),
             }
         }
-        for (target, orphans) in self.find(&mut table, &copied) {
+        let found = self.find(&mut table, &copied);
+        let grids = self.grids(control, &copied); // who reads one has hold of it in the kernel
+        self.say_if_nothing(found.is_empty() && grids.is_empty(), targets);
+        for (target, leftovers) in grids {
+            for (id, extent) in leftovers {
+                println!("{target}: region {id}, {extent}, of a grid that nobody reads");
+            }
+            match delete_leftovers(&mut table, target.device) {
+                Ok(deleted) => println!("{target}: {} of a grid would go", regions(deleted)),
+                Err(error) => self.failed(target, &error),
+            }
+        }
+        for (target, orphans) in found {
             for Orphan { id, extent, program_id, mark } in &orphans {
                 let program_id = String::from_utf8_lossy(program_id);
                 println!("{target}: region {id}, {extent}, of {program_id}, marked {mark}");
@@ -150,16 +224,71 @@ impl Job {
                 Err(error) => self.failed(target, &error),
             }
         }
-        if found.is_empty() && self.exit == Exit::Ok {
-            println!("nothing to delete: no orphans on {} device(s)", targets.len());
+        found
+    }
+
+    /// The grids that nobody reads.
+    fn grids<'a>(&mut self, dm: &mut impl Dm, targets: &[&'a Named]) -> Vec<Leftovers<'a>> {
+        let mut found = Vec::new();
+        for &target in targets {
+            match leftovers(&mut *dm, target.device) {
+                Ok(regions) if regions.is_empty() => {}
+                Ok(regions) => found.push((target, regions)),
+                Err(error) if error.is_no_device() => {} // said before, where it matters
+                Err(error) => self.failed(target, &error),
+            }
         }
         found
+    }
+
+    fn say_if_nothing(&self, nothing: bool, targets: &[&Named]) {
+        if nothing && self.exit == Exit::Ok && !self.json {
+            println!("nothing to delete: no orphans on {} device(s)", targets.len());
+        }
     }
 
     /// One that fails does not keep the others from being looked at.
     fn failed(&mut self, target: &Named, error: &dyn fmt::Display) {
         eprintln!("dmfilemapd: {target}: {error}");
         self.exit = Exit::Failed;
+    }
+}
+
+impl Row {
+    fn new(target: &Named, orphans: &[Orphan], outcome: &Result<usize, Error>) -> Row {
+        let region = |orphan: &Orphan| Region {
+            id: orphan.id.0,
+            start_sector: orphan.extent.start(),
+            sectors: orphan.extent.len(),
+            program_id: String::from_utf8_lossy(&orphan.program_id).into_owned(),
+            mark: orphan.mark.to_string(),
+        };
+        Row::with(target, orphans.iter().map(region).collect(), outcome)
+    }
+
+    fn of_grid(
+        target: &Named,
+        leftovers: &[(RegionId, Extent)],
+        outcome: &Result<usize, Error>,
+    ) -> Row {
+        let region = |(id, extent): &(RegionId, Extent)| Region {
+            id: id.0,
+            start_sector: extent.start(),
+            sectors: extent.len(),
+            program_id: String::from_utf8_lossy(PROGRAM).into_owned(),
+            mark: String::new(),
+        };
+        Row::with(target, leftovers.iter().map(region).collect(), outcome)
+    }
+
+    fn with(target: &Named, regions: Vec<Region>, outcome: &Result<usize, Error>) -> Row {
+        Row {
+            device: target.device.to_string(),
+            name: String::from_utf8_lossy(&target.name).into_owned(),
+            regions,
+            deleted: outcome.as_ref().copied().unwrap_or(0),
+            error: outcome.as_ref().err().map(ToString::to_string),
+        }
     }
 }
 
@@ -177,6 +306,10 @@ fn delete(
             outcome => return outcome,
         }
     }
+}
+
+fn regions(regions: usize) -> String {
+    format!("{regions} region{}", if regions == 1 { "" } else { "s" })
 }
 
 fn count(orphans: usize) -> String {

@@ -1,14 +1,19 @@
 //! The native command line: one file per subcommand.
 
 mod check;
+mod completions;
 mod dry_run;
 mod explain;
 mod files;
 mod gc;
+mod json;
 mod legacy;
+mod metrics;
 mod overrides;
 mod run;
 mod service;
+mod top;
+mod totals;
 mod update;
 
 use std::env;
@@ -21,10 +26,12 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::process::ExitCode;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand};
 use log::{Level, LevelFilter};
 
 use crate::kernel::control::{OpenError, OpenErrorKind};
+use crate::mode::Mode;
 use crate::{compat, config};
 
 /// How the program ends.
@@ -117,6 +124,13 @@ enum Command {
     Gc(gc::Arguments),
     /// Say how the service and its files are doing
     Status(service::StatusArguments),
+    /// Say what was counted, as Prometheus reads it; of the service's files if one runs, else of
+    /// every group on the machine
+    Metrics(metrics::Arguments),
+    /// Show which file the I/O goes to, now
+    Top(top::Arguments),
+    /// Say what was counted of each file: by the service, or else by the kernel
+    Totals(totals::Arguments),
     /// Let the service follow a file
     Add(service::AddArguments),
     /// Let the service follow a file no longer
@@ -125,6 +139,14 @@ enum Command {
     Reload(service::Socket),
     /// End the service; the groups stay
     Stop(service::Socket),
+    /// Print what has a shell complete these words: `source <(dmfilemapd completions bash)`
+    Completions(completions::Arguments),
+}
+
+/// Reads a mode, and has shells complete it.
+fn mode_parser() -> impl TypedValueParser<Value = Mode> {
+    let words = [Mode::Inode, Mode::Path].map(Mode::as_str);
+    PossibleValuesParser::new(words).try_map(|word| word.parse::<Mode>())
 }
 
 /// Starts the log on stderr, with lines of this level and worse.
@@ -151,6 +173,14 @@ fn journal_line(out: &mut env_logger::fmt::Formatter, record: &log::Record<'_>) 
     };
     let text = record.args().to_string();
     text.lines().try_for_each(|line| writeln!(out, "<{priority}>{line}"))
+}
+
+/// Says why the program ends. The journal takes a line that does not say how bad it is for news.
+fn complain(message: &str) {
+    if is_stderr_the_journal() {
+        return message.lines().for_each(|line| eprintln!("<3>{line}"));
+    }
+    eprintln!("dmfilemapd: {message}");
 }
 
 /// One line of the log: who speaks, and how bad it is where it is.
@@ -184,15 +214,19 @@ pub fn main(args: &[OsString]) -> ExitCode {
         Command::Check(arguments) => check::main(&arguments),
         Command::Gc(arguments) => gc::main(&arguments),
         Command::Status(arguments) => service::status(&arguments),
+        Command::Metrics(arguments) => metrics::main(&arguments),
+        Command::Top(arguments) => top::main(&arguments),
+        Command::Totals(arguments) => totals::main(&arguments),
         Command::Add(arguments) => service::add(&arguments),
         Command::Remove(arguments) => service::remove(&arguments),
         Command::Reload(socket) => service::reload(&socket),
         Command::Stop(socket) => service::stop(&socket),
+        Command::Completions(arguments) => completions::main(&arguments),
     };
     match outcome {
         Ok(exit) => exit.into(),
         Err(Failure(exit, message)) => {
-            eprintln!("dmfilemapd: {message}");
+            complain(&message);
             exit.into()
         }
     }

@@ -8,7 +8,7 @@ use clap::Args;
 
 use crate::config::{self, AliasTemplate, Assignment, Config, Errors, Layer, Setting, Source};
 use crate::mode::Mode;
-use crate::values::{self, Bounds};
+use crate::values::{self, Bounds, Listen};
 
 /// Those that say how groups are to be, and where the configuration is.
 #[derive(Debug, Args)]
@@ -20,6 +20,7 @@ pub struct GroupOverrides {
 
     /// What makes a file the same file: its inode, or its path [default: inode]
     #[arg(long, value_name = "inode|path", visible_alias = "follow")]
+    #[arg(value_parser = super::mode_parser(), hide_possible_values = true)]
     mode: Option<Mode>,
 
     /// Name of the group, in which {name}, {parent} and {ino} are filled in [default: {name}]
@@ -41,7 +42,8 @@ pub struct GroupOverrides {
 }
 
 /// The value of an option that may be empty. As an `Option` in an `Option` clap would not take it.
-type Socket = Option<PathBuf>;
+type Place = Option<PathBuf>;
+type MetricsListen = Option<Listen>;
 
 /// All of them.
 #[derive(Debug, Args)]
@@ -72,13 +74,34 @@ pub struct Overrides {
     #[arg(long, value_name = "TIME", value_parser = values::interval)]
     rescan_interval: Option<Duration>,
 
+    /// Time between two readings of what was counted [default: 10s]
+    #[arg(long, value_name = "TIME", value_parser = values::interval)]
+    read_interval: Option<Duration>,
+
     /// Files to follow at the most [default: 100000]
     #[arg(long, value_name = "COUNT", value_parser = values::max_files)]
     max_files: Option<usize>,
 
     /// Control socket; an empty one is none [default: /run/dmfilemapd/control.sock]
-    #[arg(long, value_name = "PATH", value_parser = values::socket)]
-    socket: Option<Socket>,
+    #[arg(long, value_name = "PATH", value_parser = values::absolute_path)]
+    socket: Option<Place>,
+
+    /// Where totals are kept for the next start; an empty one is nowhere [default:
+    /// /var/lib/dmfilemapd]
+    #[arg(long, value_name = "DIR", value_parser = values::absolute_path)]
+    state_dir: Option<Place>,
+
+    /// Give metrics out over HTTP, at a loopback address as 127.0.0.1:9756 or the path of a socket
+    #[arg(long, value_name = "ADDRESS|PATH", value_parser = values::listen)]
+    metrics_listen: Option<MetricsListen>,
+
+    /// Write metrics to this file, for the textfile collector of Prometheus's node exporter
+    #[arg(long, value_name = "PATH", value_parser = values::textfile)]
+    metrics_textfile: Option<Place>,
+
+    /// Time between two writings of that file [default: 15s]
+    #[arg(long, value_name = "TIME", value_parser = values::interval)]
+    metrics_interval: Option<Duration>,
 
     /// Delete the groups at the end
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -117,8 +140,13 @@ impl Overrides {
             option("fixed", self.fixed, Setting::Fixed),
             option("full_look", self.full_look, Setting::FullLook),
             option("rescan_interval", self.rescan_interval, Setting::RescanInterval),
+            option("read_interval", self.read_interval, Setting::ReadInterval),
             option("max_files", self.max_files, Setting::MaxFiles),
             option("socket", self.socket.clone(), Setting::Socket),
+            option("metrics_listen", self.metrics_listen.clone(), Setting::MetricsListen),
+            option("metrics_textfile", self.metrics_textfile.clone(), Setting::MetricsTextfile),
+            option("metrics_interval", self.metrics_interval, Setting::MetricsInterval),
+            option("state_dir", self.state_dir.clone(), Setting::StateDir),
             option("remove_on_exit", self.remove_on_exit, Setting::RemoveOnExit),
         ];
         self.group.read_with(options.into_iter().flatten().collect())

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::explain::bytes;
-use super::{Exit, Failure};
+use super::{Exit, Failure, json};
 use crate::client::{self, ErrorKind};
 use crate::kernel::process::end_at_broken_pipe;
 use crate::mode::Mode;
@@ -29,7 +29,7 @@ pub struct StatusArguments {
     /// Only this file
     file: Option<PathBuf>,
 
-    /// As the service says it, in JSON
+    /// In JSON, as contrib/json.md describes it
     #[arg(long)]
     json: bool,
 
@@ -44,6 +44,7 @@ pub struct AddArguments {
 
     /// What makes a file the same file: its inode, or its path
     #[arg(long, value_name = "inode|path", default_value = "inode")]
+    #[arg(value_parser = super::mode_parser(), hide_possible_values = true)]
     mode: Mode,
 
     /// Name of the group [default: the file's name]
@@ -65,15 +66,16 @@ pub struct RemoveArguments {
 
 pub fn status(arguments: &StatusArguments) -> Result<Exit, Failure> {
     let path = arguments.file.as_deref().map(absolute).transpose()?;
-    let reply = ask(&arguments.socket, &Request::Status { path })?;
-    end_at_broken_pipe();
-    let mut out = BufWriter::new(io::stdout().lock());
-    let printed = match &reply {
-        Reply::Status(_) if arguments.json => reply.write(&mut out),
-        Reply::Status(status) => table(&mut out, status),
-        Reply::Ok(text) | Reply::Error(text) => writeln!(out, "{text}"),
+    let Reply::Status(status) = asked(&arguments.socket, &Request::Status { path })? else {
+        return Err(Failure::new("the service answered something else"));
     };
-    printed.and_then(|()| out.flush()).map_err(Failure::new)?;
+    end_at_broken_pipe();
+    if arguments.json {
+        json::print(&json::Document::of(&*status))?;
+        return Ok(Exit::Ok);
+    }
+    let mut out = BufWriter::new(io::stdout().lock());
+    table(&mut out, &status).and_then(|()| out.flush()).map_err(Failure::new)?;
     Ok(Exit::Ok)
 }
 
@@ -94,31 +96,40 @@ pub fn stop(socket: &Socket) -> Result<Exit, Failure> {
     tell(socket, &Request::Stop)
 }
 
-fn absolute(path: &Path) -> Result<FilePath, Failure> {
+pub fn absolute(path: &Path) -> Result<FilePath, Failure> {
     std::path::absolute(path).map(FilePath).map_err(|error| Failure::at(path, error))
 }
 
 fn tell(socket: &Socket, request: &Request) -> Result<Exit, Failure> {
-    if let Reply::Ok(text) = ask(socket, request)? {
+    if let Reply::Ok(text) = asked(socket, request)? {
         end_at_broken_pipe();
         println!("{text}");
     }
     Ok(Exit::Ok)
 }
 
-fn ask(Socket { socket }: &Socket, request: &Request) -> Result<Reply, Failure> {
-    match client::call(socket, request, TIMEOUT) {
+/// The service's answer, whatever it is.
+pub fn ask(Socket { socket }: &Socket, request: &Request) -> Result<Reply, client::Error> {
+    client::call(socket, request, TIMEOUT)
+}
+
+/// The service's answer, unless it is that something does not work.
+pub fn asked(socket: &Socket, request: &Request) -> Result<Reply, Failure> {
+    match ask(socket, request) {
         Ok(Reply::Error(text)) => Err(Failure::new(text)),
         Ok(reply) => Ok(reply),
-        Err(error) => {
-            let exit = match error.kind() {
-                ErrorKind::NoService => Exit::Unavailable,
-                ErrorKind::NoPermission => Exit::NoPermission,
-                ErrorKind::TimedOut | ErrorKind::Refused | ErrorKind::Broken => Exit::Failed,
-            };
-            Err(Failure(exit, error.to_string()))
-        }
+        Err(error) => Err(failure(&error)),
     }
+}
+
+/// How to end if the service cannot be asked.
+pub fn failure(error: &client::Error) -> Failure {
+    let exit = match error.kind() {
+        ErrorKind::NoService => Exit::Unavailable,
+        ErrorKind::NoPermission => Exit::NoPermission,
+        ErrorKind::TimedOut | ErrorKind::Refused | ErrorKind::Broken => Exit::Failed,
+    };
+    Failure(exit, error.to_string())
 }
 
 /// The service in one line, each device that does not answer, then the files. The path comes last,

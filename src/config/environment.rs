@@ -8,7 +8,7 @@ use super::{Assignment, Error, KEYS, Layer, Source};
 const PREFIX: &str = "DMFILEMAPD_";
 
 /// Names that are no keys and are read elsewhere.
-const OTHERS: [&str; 3] = ["CONFIG_DIR", "LOG", "STANDALONE"];
+const OTHERS: [&str; 2] = ["CONFIG_DIR", "STANDALONE"];
 
 /// What the variables with our prefix say, and what is wrong with them.
 pub fn read(

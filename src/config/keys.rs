@@ -8,7 +8,7 @@ use Writing::{Flag, List, Number, Text};
 
 use super::{AliasTemplate, Settings};
 use crate::mode::Mode;
-use crate::values::{self, Bounds};
+use crate::values::{self, Bounds, Listen};
 
 /// A value for one of the settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub enum Setting {
     FullLook(Duration),
     /// See [`Settings::rescan_interval`].
     RescanInterval(Duration),
+    /// See [`Settings::read_interval`].
+    ReadInterval(Duration),
     /// See [`Settings::mode`].
     Mode(Mode),
     /// See [`Settings::alias`].
@@ -37,8 +39,16 @@ pub enum Setting {
     MaxFiles(usize),
     /// See [`Settings::socket`].
     Socket(Option<PathBuf>),
+    /// See [`Settings::state_dir`].
+    StateDir(Option<PathBuf>),
     /// See [`Settings::remove_on_exit`].
     RemoveOnExit(bool),
+    /// See [`Settings::metrics_listen`].
+    MetricsListen(Option<Listen>),
+    /// See [`Settings::metrics_textfile`].
+    MetricsTextfile(Option<PathBuf>),
+    /// See [`Settings::metrics_interval`].
+    MetricsInterval(Duration),
 }
 
 impl Settings {
@@ -50,6 +60,7 @@ impl Settings {
             Setting::Fixed(fixed) => self.fixed = fixed,
             Setting::FullLook(interval) => self.full_look = interval,
             Setting::RescanInterval(interval) => self.rescan_interval = interval,
+            Setting::ReadInterval(interval) => self.read_interval = interval,
             Setting::Mode(mode) => self.mode = mode,
             Setting::Alias(template) => self.alias = template,
             Setting::ProgramId(word) => self.program_id = word,
@@ -57,7 +68,11 @@ impl Settings {
             Setting::Histogram(bounds) => self.histogram = bounds,
             Setting::MaxFiles(max) => self.max_files = max,
             Setting::Socket(path) => self.socket = path,
+            Setting::StateDir(path) => self.state_dir = path,
             Setting::RemoveOnExit(remove) => self.remove_on_exit = remove,
+            Setting::MetricsListen(listen) => self.metrics_listen = listen,
+            Setting::MetricsTextfile(path) => self.metrics_textfile = path,
+            Setting::MetricsInterval(interval) => self.metrics_interval = interval,
         }
     }
 }
@@ -109,7 +124,7 @@ const fn key(
 }
 
 /// All keys, in the order in which they are shown.
-pub const KEYS: [Key; 13] = [
+pub const KEYS: [Key; 18] = [
     key("interval", (Text, Anywhere), |t| interval(t, Setting::Interval), |s| time(s.interval)),
     key("max_interval", (Text, Anywhere), |t| interval(t, Setting::MaxInterval), max_interval),
     key("fixed", (Flag, Anywhere), |t| flag(t, Setting::Fixed), |s| s.fixed.to_string()),
@@ -119,6 +134,12 @@ pub const KEYS: [Key; 13] = [
         (Text, Top),
         |t| interval(t, Setting::RescanInterval),
         |s| time(s.rescan_interval),
+    ),
+    key(
+        "read_interval",
+        (Text, Top),
+        |t| interval(t, Setting::ReadInterval),
+        |s| time(s.read_interval),
     ),
     key("mode", (Text, Anywhere), mode, |s| s.mode.to_string()),
     key("alias", (Text, Anywhere), alias, |s| s.alias.to_string()),
@@ -141,12 +162,41 @@ pub const KEYS: [Key; 13] = [
         |t| values::max_files(t).map(Setting::MaxFiles),
         |s| s.max_files.to_string(),
     ),
-    key("socket", (Text, Top), |t| values::socket(t).map(Setting::Socket), socket),
+    key(
+        "socket",
+        (Text, Top),
+        |t| values::absolute_path(t).map(Setting::Socket),
+        |s| place(s.socket.as_ref()),
+    ),
+    key(
+        "state_dir",
+        (Text, Top),
+        |t| values::absolute_path(t).map(Setting::StateDir),
+        |s| place(s.state_dir.as_ref()),
+    ),
     key(
         "remove_on_exit",
         (Flag, Top),
         |t| flag(t, Setting::RemoveOnExit),
         |s| s.remove_on_exit.to_string(),
+    ),
+    key(
+        "metrics_listen",
+        (Text, Top),
+        |t| values::listen(t).map(Setting::MetricsListen),
+        |s| s.metrics_listen.as_ref().map(ToString::to_string).unwrap_or_default(),
+    ),
+    key(
+        "metrics_textfile",
+        (Text, Top),
+        |t| values::textfile(t).map(Setting::MetricsTextfile),
+        |s| place(s.metrics_textfile.as_ref()),
+    ),
+    key(
+        "metrics_interval",
+        (Text, Top),
+        |t| interval(t, Setting::MetricsInterval),
+        |s| time(s.metrics_interval),
     ),
 ];
 
@@ -193,8 +243,8 @@ fn max_interval(settings: &Settings) -> String {
     time(settings.max_interval)
 }
 
-fn socket(settings: &Settings) -> String {
-    settings.socket.as_ref().map(|path| path.display().to_string()).unwrap_or_default()
+fn place(path: Option<&PathBuf>) -> String {
+    path.map(|path| path.display().to_string()).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ pub use pattern::{Ask, Expansion, Found, Owners, Pattern, Touch, device_towards,
 use crate::engine::Pace;
 use crate::mode::Mode;
 use crate::update;
-use crate::values::Bounds;
+use crate::values::{Bounds, Listen};
 
 /// Where the configuration is, unless the command line or the environment says otherwise.
 pub const FOLDER: &str = "/etc/dmfilemapd";
@@ -50,6 +50,8 @@ pub struct Settings {
     pub full_look: Duration,
     /// Between two expansions of the patterns. 10 s.
     pub rescan_interval: Duration,
+    /// Between two readings of what was counted. 10 s.
+    pub read_interval: Duration,
     /// What makes a file the same file. Its inode.
     pub mode: Mode,
     /// What groups are called. By the file's name.
@@ -64,8 +66,16 @@ pub struct Settings {
     pub max_files: usize,
     /// Where the control socket is, if there is to be one. `/run/dmfilemapd/control.sock`.
     pub socket: Option<PathBuf>,
+    /// Where totals are kept for the next service, if they are to be. `/var/lib/dmfilemapd`.
+    pub state_dir: Option<PathBuf>,
     /// Whether the groups are deleted when the service ends.
     pub remove_on_exit: bool,
+    /// Where metrics are given out over HTTP, if they are.
+    pub metrics_listen: Option<Listen>,
+    /// The file that metrics are written to, if they are.
+    pub metrics_textfile: Option<PathBuf>,
+    /// Between two writings of that file. 15 s.
+    pub metrics_interval: Duration,
 }
 
 impl Default for Settings {
@@ -76,6 +86,7 @@ impl Default for Settings {
             fixed: false,
             full_look: Duration::from_secs(60),
             rescan_interval: Duration::from_secs(10),
+            read_interval: Duration::from_secs(10),
             mode: Mode::Inode,
             alias: AliasTemplate::default(),
             program_id: "dmstats".to_owned(),
@@ -83,7 +94,11 @@ impl Default for Settings {
             histogram: Bounds::default(),
             max_files: 100_000,
             socket: Some(PathBuf::from("/run/dmfilemapd/control.sock")),
+            state_dir: Some(PathBuf::from("/var/lib/dmfilemapd")),
             remove_on_exit: false,
+            metrics_listen: None,
+            metrics_textfile: None,
+            metrics_interval: Duration::from_secs(15),
         }
     }
 }

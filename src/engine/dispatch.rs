@@ -9,6 +9,7 @@ use super::time::Time;
 use super::{Engine, FileId, phase};
 use crate::dm::Device;
 use crate::sight::Sight;
+use crate::update::Group;
 
 impl Engine {
     /// Puts every file that is due into the queue it belongs to.
@@ -70,6 +71,10 @@ impl Engine {
 
     /// Hands out what the lanes have room for.
     pub(super) fn dispatch(&mut self, now: Time, actions: &mut Vec<Action>) {
+        // Before any order: there may be a next order for as long as files change.
+        if self.lanes.iter().any(|lane| lane.is_to_be_read(now)) {
+            self.start_reads(now, actions);
+        }
         let mut sweeps = false;
         for at in 0..self.lanes.len() {
             self.take_stamps(now, at, actions);
@@ -134,14 +139,7 @@ impl Engine {
 
     /// Sweeps the lanes that are due, in one pass over the files.
     fn start_sweeps(&mut self, now: Time, actions: &mut Vec<Action>) {
-        let mut groups: Vec<Vec<_>> = vec![Vec::new(); self.lanes.len()];
-        for (file, followed) in (0..).map(FileId).zip(&self.files) {
-            let Some(followed) = followed else { continue };
-            let lane = &self.lanes[followed.lane as usize];
-            if let Some(group) = followed.group.filter(|_| lane.is_to_be_swept(now)) {
-                groups[followed.lane as usize].push((file, group));
-            }
-        }
+        let groups = self.groups(|lane| lane.is_to_be_swept(now));
         for (lane, groups) in self.lanes.iter_mut().zip(groups) {
             if lane.is_to_be_swept(now) {
                 lane.sweep = now + self.settings.sweep;
@@ -151,6 +149,34 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// Reads the lanes that are due, likewise.
+    fn start_reads(&mut self, now: Time, actions: &mut Vec<Action>) {
+        let groups = self.groups(|lane| lane.is_to_be_read(now));
+        for (lane, groups) in self.lanes.iter_mut().zip(groups) {
+            if !lane.is_to_be_read(now) {
+                continue;
+            }
+            lane.reads.due = self.settings.read.map(|read| now + read); // planned when it is back
+            if !groups.is_empty() {
+                lane.ordering = Some(now);
+                actions.push(Action::Read(lane.device, groups));
+            }
+        }
+    }
+
+    /// The groups on some of the lanes, by lane.
+    pub(super) fn groups(&self, wanted: impl Fn(&Lane) -> bool) -> Vec<Vec<(FileId, Group)>> {
+        let mut groups: Vec<Vec<_>> = vec![Vec::new(); self.lanes.len()];
+        for (file, followed) in (0..).map(FileId).zip(&self.files) {
+            let Some(followed) = followed else { continue };
+            let lane = &self.lanes[followed.lane as usize];
+            if let Some(group) = followed.group.filter(|_| wanted(lane)) {
+                groups[followed.lane as usize].push((file, group));
+            }
+        }
+        groups
     }
 }
 

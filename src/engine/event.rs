@@ -42,6 +42,9 @@ pub enum Event {
     Removed(Device, FileId, Result<usize, update::Error>),
     /// A look at groups of one device came back.
     Swept(Device, Result<Vec<(FileId, Standing)>, update::Error>),
+    /// A reading of what a device's groups have counted came back: whether somebody had set
+    /// counters to zero.
+    Read(Device, bool),
     /// What a device's write counter says, if there is one: requests and flushes.
     Gauged(Device, Option<u64>),
     /// Nobody wants the file to be followed any more. Its group is deleted if the flag says so.
@@ -63,6 +66,8 @@ pub enum Action {
     Remove(FileId, Device, Group),
     /// Look at these groups of the device.
     Sweep(Device, Vec<(FileId, Group)>),
+    /// Read what these groups of the device have counted.
+    Read(Device, Vec<(FileId, Group)>),
     /// Read the device's write counter.
     Gauge(Device),
     /// Tell the user.

@@ -45,6 +45,7 @@ pub(super) struct Followed {
     pub(super) fingerprint: Option<Fingerprint>,
     pub(super) extents: u32,
     pub(super) sectors: u64,
+    pub(super) shared_sectors: u64,
     /// Whether the group shows that map.
     pub(super) shown: bool,
     /// Members of the group.
@@ -94,6 +95,7 @@ impl Followed {
             fingerprint: None,
             extents: 0,
             sectors: 0,
+            shared_sectors: 0,
             shown: false,
             regions: 0,
             changed: Time::ZERO,
@@ -185,6 +187,6 @@ mod tests {
 
     #[test]
     fn a_hundred_thousand_files_fit_in_some_20_mb() {
-        assert!(size_of::<Followed>() <= 208, "{}", size_of::<Followed>());
+        assert!(size_of::<Followed>() <= 216, "{}", size_of::<Followed>());
     }
 }

@@ -4,6 +4,7 @@
 //! one device is bounded, and no more is begun before some of it has come back.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use super::FileId;
 use super::time::Time;
@@ -49,9 +50,23 @@ pub(super) struct Lane {
     pub(super) ordering: Option<Time>,
     /// When to list the device, to see what others did to our groups.
     pub(super) sweep: Time,
+    pub(super) reads: Reads,
     pub(super) gauge: Gauge,
     /// Regions created so far.
     pub(super) creates: u64,
+}
+
+/// When what the groups have counted is read.
+#[derive(Debug)]
+pub(super) struct Reads {
+    /// When it is to be read next, if ever.
+    pub(super) due: Option<Time>,
+    /// When the last reading was begun that has come back.
+    pub(super) last: Option<Time>,
+    /// How long that took.
+    pub(super) took: Duration,
+    /// When one last told that somebody sets counters to zero.
+    pub(super) reset: Option<Time>,
 }
 
 /// How much was written to a device, and who waits for more.
@@ -67,7 +82,7 @@ pub(super) struct Gauge {
 }
 
 impl Lane {
-    pub(super) fn new(device: Device, sweep: Time) -> Lane {
+    pub(super) fn new(device: Device, sweep: Time, read: Option<Time>) -> Lane {
         Lane {
             device,
             files: 0,
@@ -78,6 +93,7 @@ impl Lane {
             orders: VecDeque::new(),
             ordering: None,
             sweep,
+            reads: Reads { due: read, last: None, took: Duration::ZERO, reset: None },
             gauge: Gauge::new(),
             creates: 0,
         }
@@ -97,6 +113,10 @@ impl Lane {
 
     pub(super) fn is_to_be_swept(&self, now: Time) -> bool {
         self.files > 0 && self.ordering.is_none() && self.sweep <= now
+    }
+
+    pub(super) fn is_to_be_read(&self, now: Time) -> bool {
+        self.files > 0 && self.ordering.is_none() && self.reads.due.is_some_and(|due| due <= now)
     }
 
     /// Whether waiting for the write counter is worth the while.

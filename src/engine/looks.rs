@@ -99,6 +99,7 @@ impl Engine {
         followed.stamp = Some(stamp);
         followed.pending = map.pending;
         followed.shared |= map.shared;
+        followed.shared_sectors = map.shared_sectors;
         // Files that were read at the same moment are not all read again at the same moment.
         let spread = settings.full_look.mul_f64(0.2 * phase(file));
         followed.full_look = now + settings.full_look.saturating_sub(spread);

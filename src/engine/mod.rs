@@ -32,6 +32,7 @@ mod followed;
 mod lane;
 mod looks;
 mod orders;
+mod reads;
 mod report;
 mod status;
 mod time;
@@ -66,6 +67,9 @@ pub struct Settings {
     /// Between two listings of a device to see what others did to our groups; longer where a
     /// listing takes more than a fiftieth of that, up to a minute.
     pub sweep: Duration,
+    /// Between two readings of what a device's groups have counted, if anybody wants to know;
+    /// longer where a reading takes more than a fiftieth of that.
+    pub read: Option<Duration>,
     /// How long there may be no file at a path before it is let go.
     pub absence: Duration,
     /// Between two readings of a device's write counter.
@@ -82,6 +86,7 @@ impl Default for Settings {
             settle: Duration::from_secs(45),
             full_look: Duration::from_secs(60),
             sweep: Duration::from_secs(5),
+            read: None,
             absence: Duration::from_secs(1),
             gauge: Duration::from_secs(1),
             gauge_max: Duration::from_secs(60),
@@ -210,7 +215,8 @@ impl Engine {
     fn lane(&mut self, now: Time, device: Device) -> u32 {
         let lanes = &mut self.lanes;
         *self.lane_of.entry(device).or_insert_with(|| {
-            lanes.push(Lane::new(device, now + self.settings.sweep));
+            let read = self.settings.read.map(|read| now + read);
+            lanes.push(Lane::new(device, now + self.settings.sweep, read));
             u32::try_from(lanes.len() - 1).expect("memory for 2^32 devices")
         })
     }
@@ -218,8 +224,9 @@ impl Engine {
     /// When the next [`Event::Tick`] is wanted; `None` if only an answer can make anything happen.
     pub fn next_due(&self) -> Option<Time> {
         let lane = |lane: &Lane| {
-            let sweep = (lane.files > 0 && lane.ordering.is_none()).then_some(lane.sweep);
-            sweep.into_iter().chain(lane.gauge.due.filter(|_| !lane.gauge.out)).min()
+            let free = lane.files > 0 && lane.ordering.is_none();
+            let sweep = [Some(lane.sweep), lane.reads.due].into_iter().flatten().filter(|_| free);
+            sweep.chain(lane.gauge.due.filter(|_| !lane.gauge.out)).min()
         };
         self.lanes.iter().filter_map(lane).chain(self.wheel.next_due()).min()
     }
@@ -263,6 +270,7 @@ impl Engine {
                 self.removed(now, file, outcome, actions);
             }
             Event::Swept(device, outcome) => self.swept(now, device, outcome, actions),
+            Event::Read(device, reset) => self.read(now, device, reset),
             Event::Gauged(device, writes) => self.gauged(now, device, writes),
             Event::Forget(file, remove) => self.forget(now, file, remove, actions),
             Event::Stop => self.stopped = true,

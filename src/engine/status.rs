@@ -69,6 +69,10 @@ pub struct FileStatus<'a> {
     pub extents: u32,
     /// Sectors in them.
     pub sectors: u64,
+    /// Sectors in those of them that are shared.
+    pub shared_sectors: u64,
+    /// Its inode number, once it was looked at.
+    pub inode: Option<u64>,
     /// Bytes in the file, of which some may have no sector: holes, and what is not written yet.
     pub size: Option<u64>,
     /// How it is doing.
@@ -119,6 +123,8 @@ impl Engine {
             regions: followed.regions,
             extents: followed.extents,
             sectors: followed.sectors,
+            shared_sectors: followed.shared_sectors,
+            inode: followed.stamp.map(|stamp| stamp.inode),
             size: followed.stamp.map(|stamp| stamp.size),
             state: state(followed),
             changed: (followed.changed > Time::ZERO).then_some(followed.changed),

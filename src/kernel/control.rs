@@ -35,6 +35,10 @@ pub(super) const CREATE_MAX: usize = 32 << 10;
 /// Most bytes of the buffer that are kept from one message to the next.
 const KEEP_MAX: usize = 1 << 20;
 
+/// Where on the control node the bytes begin that are locked for grids: behind those of all
+/// devices, whose numbers have 32 bits.
+const GRIDS: u64 = 1 << 32;
+
 /// Longest rest of a device after a `@stats_create`, however long that took: a device that takes
 /// seconds to create a region is busy below, and no rest of ours would help it.
 const REST_MAX: Duration = Duration::from_millis(50);
@@ -355,10 +359,11 @@ impl Control {
         }
     }
 
-    /// Locks the byte of the control node whose offset is the device's number, or unlocks it. The
-    /// lock belongs to this open node: it goes with the process, and a child inherits it.
-    fn lock(&self, device: Device, kind: libc::c_int) -> io::Result<()> {
-        let at = encode(device).and_then(|dev| libc::off_t::try_from(dev).ok());
+    /// Locks the byte of the control node whose offset is the device's number, or unlocks it; for
+    /// its grid, the byte so much behind. The lock belongs to this open node: it goes with the
+    /// process, and a child inherits it.
+    fn lock(&self, device: Device, behind: u64, kind: libc::c_int) -> io::Result<()> {
+        let at = encode(device).and_then(|dev| libc::off_t::try_from(dev + behind).ok());
         let lock = libc::flock {
             l_type: short(kind),
             l_whence: short(libc::SEEK_SET),
@@ -455,16 +460,20 @@ impl Dm for Control {
 
     /// A lock that nobody else takes: neither the kernel nor LVM2 locks the control node.
     fn begin_turn(&mut self, device: Device, turn: Turn) -> io::Result<()> {
-        let kind = match turn {
-            Turn::Shared => libc::F_RDLCK,
-            Turn::Alone => libc::F_WRLCK,
-        };
-        self.lock(device, kind)
+        self.lock(device, 0, kind_of(turn))
     }
 
     fn end_turn(&mut self, device: Device) {
         // An unlock that could fail, for lack of memory, would split a lock; this one does not.
-        self.lock(device, libc::F_UNLCK).ok();
+        self.lock(device, 0, libc::F_UNLCK).ok();
+    }
+
+    fn hold_grid(&mut self, device: Device, turn: Turn) -> io::Result<()> {
+        self.lock(device, GRIDS, kind_of(turn))
+    }
+
+    fn let_grid_go(&mut self, device: Device) {
+        self.lock(device, GRIDS, libc::F_UNLCK).ok(); // as above
     }
 }
 
@@ -523,6 +532,13 @@ fn is_busy(device: Device) -> bool {
     inflight.map_or(true, |counts| counts.split_ascii_whitespace().any(|count| count != "0"))
 }
 
+fn kind_of(turn: Turn) -> libc::c_int {
+    match turn {
+        Turn::Shared => libc::F_RDLCK,
+        Turn::Alone => libc::F_WRLCK,
+    }
+}
+
 fn bytes_of(words: &[u64]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_ne_bytes()).collect()
 }
@@ -548,7 +564,7 @@ fn c_string(field: &[u8]) -> Vec<u8> {
 }
 
 /// `huge_encode_dev()`, whose result has 32 bits; `None` for numbers that no device has.
-fn encode(device: Device) -> Option<u64> {
+pub(super) fn encode(device: Device) -> Option<u64> {
     let Device { major, minor } = device;
     let numbers = major < 1 << 12 && minor < 1 << 20;
     numbers.then(|| u64::from(minor & 0xff | major << 8 | (minor & !0xff) << 12))

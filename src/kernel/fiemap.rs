@@ -45,6 +45,8 @@ pub const NOT_ALIGNED: u32 = 0x100;
 pub const DATA_INLINE: u32 = 0x200;
 /// The data shares a block with that of other files.
 pub const DATA_TAIL: u32 = 0x400;
+/// Reserved, and never written.
+pub const UNWRITTEN: u32 = 0x800;
 /// Other files, or other parts of this one, have the same extent.
 pub const SHARED: u32 = 0x2000;
 

@@ -6,6 +6,7 @@ mod apart;
 pub mod control;
 pub mod devices;
 pub mod fiemap;
+pub mod fsmap;
 pub mod inode;
 pub mod memory;
 pub mod process;

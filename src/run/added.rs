@@ -3,9 +3,8 @@
 //! They are in a file beside the control socket, in `/run`, which forgets at a reboot as the
 //! regions do. It is written whole and renamed into place whenever such a file comes or goes.
 
-use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use log::warn;
@@ -14,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::Run;
 use super::away::Away;
 use super::control::fresh;
+use super::kept::Kept;
 use super::scan::{By, Fresh};
 use super::service::Claimed;
 use crate::config::Terms;
@@ -41,38 +41,24 @@ pub(super) struct Added {
 
 /// Where they are written down.
 #[derive(Debug)]
-pub(super) struct Ledger(PathBuf);
+pub(super) struct Roster(Kept);
 
-impl Ledger {
-    pub(super) fn beside(socket: &Path) -> Ledger {
-        Ledger(socket.with_file_name(NAME))
+impl Roster {
+    pub(super) fn beside(socket: &Path) -> Roster {
+        Roster(Kept::at(socket.with_file_name(NAME)))
     }
 
     /// What is written down; nothing if there is no file. A damaged one is set aside.
     pub(super) fn read(&self) -> Vec<Added> {
-        let read = fs::read(&self.0).and_then(|bytes| Ok(serde_json::from_slice(&bytes)?));
-        read.unwrap_or_else(|error| {
-            if error.kind() != io::ErrorKind::NotFound {
-                let aside = self.0.with_extension("json.damaged");
-                let set_aside = fs::rename(&self.0, &aside);
-                let (path, aside) = (self.0.display(), aside.display());
-                warn!("{path}: {error}; the files in it have to be added again");
-                match set_aside {
-                    Ok(()) => warn!("it is now {aside}"),
-                    Err(error) => warn!("it cannot be renamed to {aside}: {error}"),
-                }
-            }
-            Vec::new()
-        })
+        let parse = |bytes: &[u8]| serde_json::from_slice(bytes);
+        self.0.read(parse, "the files in it have to be added again").unwrap_or_default()
     }
 
     /// Writes these down, in place of all others.
     pub(super) fn write(&self, added: &[Added]) {
-        let new = self.0.with_extension("json.new");
         let bytes = serde_json::to_vec(added).expect("strings and numbers are JSON");
-        let written = fs::write(&new, bytes).and_then(|()| fs::rename(&new, &self.0));
-        if let Err(error) = written {
-            let path = self.0.display();
+        if let Err(error) = self.0.write(&bytes) {
+            let path = self.0.path().display();
             warn!("{path}: {error}; a restarted service will not know what was added");
         }
     }
@@ -121,34 +107,35 @@ impl Run {
     /// Has the files looked for that an earlier service was asked for.
     pub(super) fn recall(&mut self, socket: &Path) {
         let Some(service) = &mut self.service else { return };
-        let ledger = Ledger::beside(socket);
-        service.away.extend(ledger.read().into_iter().map(Away::of_earlier));
-        service.ledger = Some(ledger);
+        let roster = Roster::beside(socket);
+        service.away.extend(roster.read().into_iter().map(Away::of_earlier));
+        service.roster = Some(roster);
     }
 
     /// Writes down what no rule wants. On this thread, since it goes to memory.
     pub(super) fn write_down(&self) {
         let Some(service) = &self.service else { return };
-        let Some(ledger) = &service.ledger else { return };
+        let Some(roster) = &service.roster else { return };
         let followed = self.followed().filter_map(|file| {
             let followed = &self.files[file.index()];
             followed.claimed.as_ref()?.as_added(&followed.path)
         });
         let away = service.away.values().filter_map(|away| away.added.clone());
         let added = followed.chain(away);
-        ledger.write(&added.collect::<Vec<_>>());
+        roster.write(&added.collect::<Vec<_>>());
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn what_was_written_is_read_and_what_is_damaged_is_set_aside() {
         let folder = tempfile::tempdir().unwrap();
-        let ledger = Ledger::beside(&folder.path().join("control.sock"));
-        assert_eq!(ledger.read(), []);
+        let roster = Roster::beside(&folder.path().join("control.sock"));
+        assert_eq!(roster.read(), []);
         let added = |path: &str, group| Added {
             path: FilePath(path.into()),
             mode: Mode::Path,
@@ -156,12 +143,12 @@ mod tests {
             group,
         };
         let all = [added("/a", None), added("/b", Some(7))];
-        ledger.write(&all);
-        assert_eq!(ledger.read(), all);
+        roster.write(&all);
+        assert_eq!(roster.read(), all);
         let path = folder.path().join(NAME);
         let text = fs::read_to_string(&path).unwrap();
         fs::write(&path, &text[..text.len() / 2]).unwrap();
-        assert_eq!(ledger.read(), []);
+        assert_eq!(roster.read(), []);
         let aside = fs::read_to_string(folder.path().join("added.json.damaged")).unwrap();
         assert_eq!(aside, text[..text.len() / 2]);
     }

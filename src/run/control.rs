@@ -9,11 +9,12 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded};
 use parking_lot::Mutex;
 
+use super::books::unix_time;
 use super::scan::{By, Finding, Fresh, Key, Wanted};
 use super::service::Read;
 use super::trail::{Client, Counter};
@@ -29,6 +30,7 @@ use crate::mode::Mode;
 use crate::place::{self, Place};
 use crate::request::{
     DeviceState, DeviceStatus, FilePath, FileStatus, Follow, Reply, Request, ServiceStatus, Status,
+    Totals,
 };
 use crate::sample;
 use crate::socket::{self, Peer, Release};
@@ -43,6 +45,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// What is asked of main.
 pub(super) enum Question {
     Status(Option<PathBuf>),
+    Totals(Option<PathBuf>),
     Add(Box<Fresh>),
     /// A file with its group; who waits for its end, if somebody does.
     Follow(Box<Fresh>, Option<Release>),
@@ -78,6 +81,9 @@ where
             (Request::Status { path }, _) => {
                 Ok(self.ask(Question::Status(path.map(|path| path.0))))
             }
+            (Request::Totals { path }, _) => {
+                Ok(self.ask(Question::Totals(path.map(|path| path.0))))
+            }
             (Request::Add { path, mode, alias }, _) => self.add(&path.0, mode, alias.as_deref()),
             (Request::Remove { path }, _) => Ok(self.ask(Question::Remove(path.0))),
             (Request::Reload, _) => self.reload(),
@@ -88,6 +94,15 @@ where
             (Request::Follow(_), None) => Err("no descriptor came with it".to_owned()),
         };
         answer.map_or_else(refusal, socket::Answer::Now)
+    }
+
+    /// What was counted, or why nobody knows.
+    pub(super) fn totals(&self) -> Result<Totals, String> {
+        match self.ask(Question::Totals(None)) {
+            Reply::Totals(totals) => Ok(*totals),
+            Reply::Error(why) => Err(why),
+            other => Err(format!("main has answered something else: {other:?}")),
+        }
     }
 
     fn ask(&self, question: Question) -> Reply {
@@ -121,7 +136,8 @@ where
             Ok(config) => Ok(format!("in force, with {} entries", config.rules.len())),
             Err(errors) => Err(errors.to_string()),
         };
-        self.main.send(Answer::Found(Finding::Reloaded(read))).ok(); // ending: nothing to reload
+        let finding = Finding::Reloaded(read.map(Box::new));
+        self.main.send(Answer::Found(finding)).ok(); // ending: nothing to reload
         outcome.map(Reply::Ok)
     }
 
@@ -225,6 +241,7 @@ impl Run {
                 (Status { files, .. }, Some(path)) if files.is_empty() => not_followed(&path),
                 (status, _) => Reply::Status(Box::new(status)),
             },
+            Question::Totals(path) => return self.ask_totals(path, reply, events),
             Question::Add(fresh) => self.add(*fresh),
             Question::Follow(fresh, release) => self.take_over(*fresh, release),
             Question::Remove(path) => self.remove(&path, events),
@@ -301,7 +318,7 @@ impl Run {
         Reply::Ok(format!("{} is not followed any more", path.display()))
     }
 
-    fn is_at(&self, file: FileId, path: &Path) -> bool {
+    pub(super) fn is_at(&self, file: FileId, path: &Path) -> bool {
         *self.files[file.index()].path == *path
     }
 
@@ -314,7 +331,7 @@ impl Run {
 
     fn status(&self, path: Option<&Path>) -> Status {
         let now = self.now();
-        let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let clock = unix_time();
         let devices: Vec<DeviceStatus> =
             self.engine.device_statuses(now).map(|status| self.device_status(&status)).collect();
         let wanted = |file: &FileId| path.is_none_or(|path| self.is_at(*file, path));
@@ -330,28 +347,32 @@ impl Run {
         let mut files: Vec<FileStatus> = files.collect();
         files
             .extend(self.not_followed().filter(|file| path.is_none_or(|path| file.path.0 == path)));
+        Status { service: self.service_status(), devices, files }
+    }
+
+    pub(super) fn service_status(&self) -> ServiceStatus {
+        let now = self.now();
         let lag = self.followed().filter_map(|file| self.engine.file_status(now, file));
-        let service = ServiceStatus {
+        ServiceStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_seconds: now.since_start().as_secs_f64(),
             files: self.engine.len() as u64,
             lag_seconds: lag.map(|file| file.lag).max().unwrap_or_default().as_secs_f64(),
             config_error: self.service.as_ref().and_then(|service| service.config_error.clone()),
-        };
-        Status { service, devices, files }
+        }
     }
 }
 
 impl Run {
-    fn device_status(&self, status: &engine::DeviceStatus) -> DeviceStatus {
+    pub(super) fn device_status(&self, status: &engine::DeviceStatus) -> DeviceStatus {
         let label = home::label(status.device);
         let stuck = self.pulse.stuck(status.device, status.busy);
         let state = match (&label, stuck) {
-            (None, _) => DeviceState::Gone,
-            (Some(_), Some(_)) => DeviceState::Stuck,
-            (Some(_), None) if home::is_suspended(status.device) => DeviceState::Suspended,
-            (Some(_), None) => DeviceState::Ok,
+            (None, _) if Path::new("/sys/block").exists() => DeviceState::Gone,
+            (_, Some(_)) => DeviceState::Stuck,
+            (_, None) if home::is_suspended(status.device) => DeviceState::Suspended,
+            _ => DeviceState::Ok, // as far as can be told
         };
         let Label { name, uuid } = label.unwrap_or_default();
         let text = |word: &[u8]| String::from_utf8_lossy(word).into_owned();
@@ -378,7 +399,7 @@ impl Run {
     }
 }
 
-fn not_followed(path: &Path) -> Reply {
+pub(super) fn not_followed(path: &Path) -> Reply {
     Reply::Error(format!("{} is not followed; status shows what is", path.display()))
 }
 
@@ -419,6 +440,8 @@ fn bare_status(path: &Path, mode: Mode, state: &str, why: &str) -> FileStatus {
         regions: 0,
         extents: 0,
         sectors: 0,
+        shared_sectors: 0,
+        inode: None,
         size: None,
         state: State::New,
         changed: None,

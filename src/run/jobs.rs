@@ -1,8 +1,8 @@
 //! What the threads do: look at files, talk to the device-mapper, and say what came of it.
 
-use std::fs;
 use std::iter;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use log::debug;
@@ -11,16 +11,17 @@ use super::Answer;
 use super::closing::Files;
 use super::pulse::Pulse;
 use super::tidy::Tidy;
+use crate::counters::Reading;
 use crate::dm::{Device, Dm, Known};
 use crate::engine::{Batch, Event, FileId};
 use crate::extent::Extents;
 use crate::group::Mark;
-use crate::home::Home;
+use crate::home::{Home, sysfs};
 use crate::kernel::fiemap::Pages;
 use crate::mounts::Lists;
 use crate::sample::{self, Reach};
 use crate::sight::Sight;
-use crate::update::{self, Group, Template};
+use crate::update::{self, Group, Passage, Tally, Template};
 
 /// For a sampler.
 pub(super) enum Sample {
@@ -57,7 +58,42 @@ pub(super) enum Order {
         device: Device,
         groups: Vec<(FileId, Group)>,
     },
+    /// Not if the device's statistics are the same as `before`.
+    Read {
+        device: Device,
+        groups: Vec<(FileId, Group)>,
+        before: Option<String>,
+    },
 }
+
+/// An order that was carried out.
+pub(super) struct Did {
+    pub(super) event: Event,
+    pub(super) took: Duration,
+    pub(super) news: Option<News>,
+}
+
+/// What was counted.
+pub(super) enum News {
+    /// By regions of this file's group that came and went.
+    Passed(FileId, Passage),
+    /// By all groups of a device.
+    Read(Pass),
+}
+
+/// One reading of a device.
+pub(super) struct Pass {
+    pub(super) device: Device,
+    /// The device's statistics just before; `None` if they do not tell whether anything moves.
+    pub(super) stat: Option<String>,
+    /// What the device has counted as a whole, just after.
+    pub(super) whole: Option<Reading>,
+    /// The groups, and how many regions there are in all; nothing if nothing has moved.
+    pub(super) outcome: Result<Option<(Vec<Counts>, usize)>, update::Error>,
+}
+
+/// What a group has counted.
+pub(super) type Counts = (FileId, Group, Tally);
 
 /// A sampler: what it does with a job.
 pub(super) fn sampler(
@@ -100,47 +136,98 @@ pub(super) fn sampler(
 
 /// Write requests and flushes that the device has finished; `None` if it does not say.
 fn writes(device: Device) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/sys/dev/block/{device}/stat")).ok()?;
+    let stat = sysfs(device, "stat")?;
     let number = |at: usize| stat.split_ascii_whitespace().nth(at)?.parse::<u64>().ok();
     // The fifth and the sixteenth number (Documentation/block/stat.rst); flushes since Linux 5.5.
     Some(number(4)? + number(15).unwrap_or(0))
 }
 
 /// A thread that talks to the device-mapper: what it does with an order. Main gives one order for
-/// a device at a time, so that no two updates of one device mix.
+/// a device at a time, so that no two updates of one device mix. Whether somebody wants to know
+/// what regions had counted that came and went, is up to `counting`.
 pub(super) fn ioctls(
     mut dm: impl Dm,
     claim: u32,
     inbox: Sender<Answer>,
     tidy: Option<Tidy>,
+    counting: bool,
 ) -> impl FnMut(Order) {
     move |order| {
         if let (Some(tidy), Order::Sweep { device, .. }) = (&tidy, &order) {
             tidy.swept(&mut dm, *device);
         }
-        let event = carry_out(&mut dm, claim, order);
+        let began = Instant::now();
+        let (event, news) = carry_out(&mut dm, claim, order, counting);
         debug!("{event:?}");
-        inbox.send(Answer::Event(event)).ok(); // as above
+        let did = Did { event, took: began.elapsed(), news };
+        inbox.send(Answer::Did(did)).ok(); // as above
     }
 }
 
-fn carry_out(dm: &mut impl Dm, claim: u32, order: Order) -> Event {
+fn carry_out(dm: &mut impl Dm, claim: u32, order: Order, counting: bool) -> (Event, Option<News>) {
+    let passed = |file, passage: Option<Passage>| Some(News::Passed(file, passage?));
     match order {
         Order::Establish { file, device, home, template, mark, want } => {
             let dm = Known { dm, label: home.as_ref().map(|home| &home.label) };
+            if counting {
+                let (passage, updated) =
+                    update::establish_counted(dm, device, &template, mark, claim, &want);
+                return (Event::Updated(device, file, updated), passed(file, passage));
+            }
             let updated = update::establish(dm, device, &template, mark, claim, &want);
-            Event::Updated(device, file, updated)
+            (Event::Updated(device, file, updated), None)
+        }
+        Order::Update { file, device, group, want } if counting => {
+            let (passage, updated) = update::update_counted(dm, device, group, &want);
+            (Event::Updated(device, file, updated.map(Some)), passed(file, passage))
         }
         Order::Update { file, device, group, want } => {
-            Event::Updated(device, file, update::update(dm, device, group, &want).map(Some))
+            let updated = update::update(dm, device, group, &want);
+            (Event::Updated(device, file, updated.map(Some)), None)
+        }
+        Order::Remove { file, device, group } if counting => {
+            let (passage, removed) = update::remove_counted(dm, device, group);
+            (Event::Removed(device, file, removed), passed(file, passage))
         }
         Order::Remove { file, device, group } => {
-            Event::Removed(device, file, update::remove(dm, device, group))
+            (Event::Removed(device, file, update::remove(dm, device, group)), None)
         }
         Order::Sweep { device, groups } => {
             let (files, groups): (Vec<FileId>, Vec<Group>) = groups.into_iter().unzip();
             let standings = update::look(dm, device, &groups);
-            Event::Swept(device, standings.map(|seen| iter::zip(files, seen).collect()))
+            let seen = standings.map(|seen| iter::zip(files, seen).collect());
+            (Event::Swept(device, seen), None)
+        }
+        Order::Read { device, groups, before } => {
+            let pass = read(dm, device, groups, before.as_deref());
+            (Event::Read(device, false), Some(News::Read(pass)))
         }
     }
+}
+
+fn read(
+    dm: &mut impl Dm,
+    device: Device,
+    groups: Vec<(FileId, Group)>,
+    before: Option<&str>,
+) -> Pass {
+    let stat = sysfs(device, "stat").filter(|_| counts_io(device));
+    let outcome = if stat.is_some() && stat.as_deref() == before {
+        Ok(None)
+    } else {
+        let wanted: Vec<Group> = groups.iter().map(|(_, group)| *group).collect();
+        update::read(dm, device, &wanted).map(|(tallies, regions)| {
+            let counts =
+                iter::zip(groups, tallies).map(|((file, group), tally)| (file, group, tally));
+            Some((counts.collect(), regions))
+        })
+    };
+    let whole = sysfs(device, "stat").and_then(|stat| Reading::of_device(&stat));
+    Pass { device, stat, whole, outcome }
+}
+
+/// Whether the device's own statistics move when there is I/O; newer kernels can be told that they
+/// do not.
+fn counts_io(device: Device) -> bool {
+    sysfs(device, "queue/iostats").is_none_or(|iostats| iostats.trim() == "1")
 }

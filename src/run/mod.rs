@@ -7,16 +7,22 @@
 
 mod added;
 mod away;
+mod books;
 mod closing;
 mod control;
 mod crew;
+mod exporter;
+mod http;
 mod jobs;
+mod kept;
 mod pulse;
 mod scan;
 mod scans;
 mod service;
+mod state;
 mod supervisor;
 mod tidy;
+mod totals;
 mod trail;
 
 use std::collections::HashMap;
@@ -36,15 +42,17 @@ use crate::engine::{Action, Batch, End, Engine, Event, FileId, Report, Settings,
 use crate::group::Mark;
 use crate::home::Home;
 use crate::kernel::process::{part_with_descriptors, raise_descriptor_limit};
+use crate::ledger::Holder;
 use crate::mounts::Lists;
 use crate::request::Reply;
 use crate::sample::Reach;
 use crate::socket::{self, Release};
 use crate::update::Template;
+use books::Books;
 use closing::{Closing, Files};
 use control::{Desk, Question};
 use crew::Crew;
-use jobs::{Order, Sample};
+use jobs::{Did, Order, Sample};
 use pulse::{Heard, Pulse};
 use scan::{Errand, Finding};
 pub use service::Read;
@@ -82,6 +90,7 @@ enum Answer {
     /// So many files of the device have been closed.
     Closed(Device, usize),
     Event(Event),
+    Did(Did),
     Found(Finding),
     Asked(Question, Sender<Reply>),
     Reload,
@@ -131,26 +140,42 @@ pub fn serve<D: Dm + Send + 'static>(
     settings: Settings,
     ready: impl FnOnce(),
 ) -> io::Result<Outcome> {
-    let settings = Settings { patient: true, full_look: config.settings.full_look, ..settings };
+    let settings = Settings {
+        patient: true,
+        full_look: config.settings.full_look,
+        read: Some(config.settings.read_interval),
+        ..settings
+    };
     let mut run = Run::start(open.clone(), claim, settings, Some(Tidy::default()))?;
     run.wait_for_signals(&[SIGTERM, SIGINT, SIGHUP])?;
     let read = Arc::new(read);
     run.employ_scout(read.clone(), open.clone(), claim)?;
     let path = config.settings.socket.clone();
+    let exported = config.settings.clone();
+    let state_dir = config.settings.state_dir.clone();
     let service = Service::new(config);
     let (main, wanted, counter) = (run.sender.clone(), service.shared.clone(), <_>::default());
     let desk = Desk { main, wanted, read, open, claim, counter };
     run.service = Some(service);
+    let desk = Arc::new(desk);
+    let ask: http::Ask = Arc::new({
+        let desk = desk.clone();
+        move || desk.totals()
+    });
     let answer = move |request, fd, peer: &_| desk.answer(request, fd, peer);
+    let exporter = exporter::start(&exported, &ask)?;
     let server = path.as_ref().map(|path| socket::serve(path, answer)).transpose()?;
+    // Only now: another service may have been there.
+    run.books = Some(Books::open(state_dir.as_ref()));
     if let Some(path) = path {
-        run.recall(&path); // only now: another service may have been there
+        run.recall(&path);
     }
     supervisor::ready();
     ready();
     let outcome = run.serve();
     supervisor::stopping();
-    drop(server); // nobody is left who would answer
+    run.save_at_end();
+    drop((server, exporter)); // nobody is left who would answer
     // Files that are open are closed when the process ends: here a device could keep it from that.
     mem::forget(run);
     Ok(outcome)
@@ -166,6 +191,8 @@ struct Run {
     ioctls: Crew<Order>,
     scouts: Option<Crew<Errand>>,
     service: Option<Service>,
+    /// What is counted, if anybody may ask for it.
+    books: Option<Books>,
     /// Who waits for a file to be let go.
     releases: HashMap<FileId, Vec<Release>>,
     /// Until when who asked for the end may take to hear so.
@@ -197,6 +224,8 @@ struct File {
     made: bool,
     /// What the service knows of it.
     claimed: Option<Claimed>,
+    /// Whose account it is in the ledger, if there is one.
+    holder: Option<Holder>,
 }
 
 impl File {
@@ -225,10 +254,11 @@ impl Run {
             Ok(jobs::sampler(inbox_of_samplers.clone(), lists.clone(), of_samplers.clone()))
         })?;
         let (inbox_of_ioctls, of_ioctls) = (sender.clone(), pulse.clone());
+        let counting = settings.read.is_some();
         let ioctls = Crew::new("ioctl", move || {
             part_with_descriptors().ok(); // an older kernel cannot, and nothing depends on it
             let dm = Heard { dm: open()?, pulse: of_ioctls.clone() };
-            Ok(jobs::ioctls(dm, claim, inbox_of_ioctls.clone(), tidy.clone()))
+            Ok(jobs::ioctls(dm, claim, inbox_of_ioctls.clone(), tidy.clone(), counting))
         })?;
         let limit = raise_descriptor_limit();
         Ok(Run {
@@ -241,6 +271,7 @@ impl Run {
             ioctls,
             scouts: None,
             service: None,
+            books: None,
             releases: HashMap::new(),
             farewell: None,
             supervisor: Supervisor::new(),
@@ -293,10 +324,11 @@ impl Run {
             self.put_away(&mut reach);
         }
         let path = reach.path.clone();
+        let holder = self.open_account(&spec, mark, claimed.as_ref());
         let file = self.engine.follow(self.now(), spec);
         let making = Some(Box::new((template, mark)));
         let (reach, made) = (Some(reach), false);
-        let followed = File { path, reach, making, home, made, claimed };
+        let followed = File { path, reach, making, home, made, claimed, holder };
         if file.index() == self.files.len() {
             if self.files.len() == self.files.capacity() {
                 self.files.reserve_exact(self.files.len() / 8 + 16); // as the engine does
@@ -324,6 +356,7 @@ impl Run {
             }
             self.supervisor.engine_lives(self.now());
             self.look_around(self.now());
+            self.save_if_due(self.now());
             self.next_events(&mut events);
         }
     }
@@ -336,6 +369,7 @@ impl Run {
         match answer {
             Ok(Answer::Looked(batch, reaches)) => {
                 self.take_back(&batch, reaches);
+                self.count_failed_looks(&batch.looks);
                 events.push(Event::Looked(batch));
             }
             Ok(Answer::Closed(device, count)) => {
@@ -345,6 +379,7 @@ impl Run {
             }
             Ok(Answer::Event(Event::Stop)) => self.stop(events),
             Ok(Answer::Event(event)) => events.push(event),
+            Ok(Answer::Did(did)) => self.did(did, events),
             Ok(Answer::Found(finding)) => self.found(finding, events),
             Ok(Answer::Asked(question, reply)) => self.asked(question, &reply, events),
             Ok(Answer::Reload) => self.reload(),
@@ -355,8 +390,9 @@ impl Run {
 
     fn next_due(&self) -> Option<Time> {
         let service = self.service.as_ref().and_then(Service::next_due);
+        let books = self.books.as_ref().and_then(Books::next_due);
         let farewell = self.farewell.as_ref().map(|(until, _)| *until);
-        let dues = [self.engine.next_due(), service, self.supervisor.next_due(), farewell];
+        let dues = [self.engine.next_due(), service, books, self.supervisor.next_due(), farewell];
         dues.into_iter().chain([self.ending]).flatten().min()
     }
 
@@ -365,6 +401,7 @@ impl Run {
         if self.farewell.take_if(|(until, _)| *until <= now).is_some() {
             return self.stop(events);
         }
+        self.answer_waiting(None);
         let over = self.ending.is_some_and(|ending| ending <= now);
         events.push(if over { Event::Stop } else { Event::Tick });
     }
@@ -415,6 +452,10 @@ impl Run {
                 give(&self.ioctls, Order::Remove { file, device, group });
             }
             Action::Sweep(device, groups) => give(&self.ioctls, Order::Sweep { device, groups }),
+            Action::Read(device, groups) => {
+                let before = self.books.as_ref().and_then(|books| books.stat(device));
+                give(&self.ioctls, Order::Read { device, groups, before });
+            }
             Action::Report(file, report) => self.report(file, &self.explained(file, report)),
             Action::Finish => unreachable!("serve() returns then"),
         }
@@ -432,8 +473,10 @@ impl Run {
     }
 
     fn report(&mut self, file: FileId, report: &Report) {
-        let File { path, making, made, .. } = &mut self.files[file.index()];
+        let path = &self.files[file.index()].path;
         log!(level(report), "{}: {report}", path.display());
+        self.keep_count(file, report);
+        let File { making, made, .. } = &mut self.files[file.index()];
         match report {
             Report::Updated(updated) => {
                 *making = None;

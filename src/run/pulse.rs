@@ -59,6 +59,14 @@ impl<D: Dm> Dm for Heard<D> {
     fn end_turn(&mut self, device: Device) {
         self.dm.end_turn(device);
     }
+
+    fn hold_grid(&mut self, device: Device, turn: Turn) -> io::Result<()> {
+        self.dm.hold_grid(device, turn)
+    }
+
+    fn let_grid_go(&mut self, device: Device) {
+        self.dm.let_grid_go(device);
+    }
 }
 
 #[cfg(test)]

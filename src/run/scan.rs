@@ -11,11 +11,13 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::away::{Found as Return, Missing};
+use super::state::StateFile;
 use super::trail::Trail;
 use crate::config::{Config, Errors, Found, Owners, Terms, Touch, device_towards, owners};
 use crate::dm::Device;
 use crate::entry::entry;
 use crate::home::Homes;
+use crate::ledger::Ledger;
 use crate::message::RegionId;
 use crate::mode::Mode;
 use crate::place::{Obstacle, Place};
@@ -195,6 +197,8 @@ pub(super) enum Errand {
     Scan(u32, Task),
     /// Read the configuration again.
     Reload,
+    /// Write the ledger down.
+    Save(Arc<StateFile>, Box<Ledger>),
 }
 
 /// What the scout brings back.
@@ -202,5 +206,7 @@ pub(super) enum Finding {
     /// Of a scan for this configuration.
     Seen(u32, Arc<Wanted>, Seen),
     /// The configuration as it is now.
-    Reloaded(Result<Config, Errors>),
+    Reloaded(Result<Box<Config>, Errors>),
+    /// Whether the ledger was written.
+    Saved(Result<(), String>),
 }

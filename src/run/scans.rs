@@ -96,21 +96,21 @@ impl Scans {
         }
     }
 
-    /// A scan has come back. Gives whether what it saw is to be believed, and plans the next one.
-    pub(super) fn end(&mut self, now: Time, number: u32, interval: Duration) -> bool {
-        let Some(at) = self.out.iter().position(|scan| scan.number == number) else {
-            return false;
-        };
+    /// A scan has come back, and the next one is planned. Gives how long it took, if what it saw is
+    /// to be believed.
+    pub(super) fn end(&mut self, now: Time, number: u32, interval: Duration) -> Option<Duration> {
+        let at = self.out.iter().position(|scan| scan.number == number)?;
         let scan = self.out.swap_remove(at);
         match scan.stuck {
             Some(spot) => {
                 info!("{spot} answers again");
                 self.due = now; // what it saw is old
-                false
+                None
             }
             None => {
-                self.due = now + interval.max(now.since(scan.began) * SHARE);
-                true
+                let took = now.since(scan.began);
+                self.due = now + interval.max(took * SHARE);
+                Some(took)
             }
         }
     }
@@ -150,7 +150,7 @@ mod tests {
             assert!(begin(&mut scans, at(second)).is_none());
             assert!(scans.next_due().unwrap() > at(second));
         }
-        assert!(scans.end(at(100), number, MINUTE));
+        assert_eq!(scans.end(at(100), number, MINUTE), Some(Duration::from_secs(100)));
         assert_eq!(scans.next_due(), Some(at(100 + 100 * 20)), "a scan takes a share of the time");
         scans.wish(at(101));
         assert!(begin(&mut scans, at(100)).is_none());
@@ -168,10 +168,10 @@ mod tests {
         assert!(begin_when_due(&mut scans).is_none(), "it has taken steps since");
         let (next, trail) = begin_when_due(&mut scans).expect("no more of them");
         assert!(trail.step(on(1)) && !trail.step(on(2)));
-        assert!(scans.end(at(5), next, MINUTE));
+        assert!(scans.end(at(5), next, MINUTE).is_some());
         assert_eq!(scans.next_due(), Some(at(65)));
 
-        assert!(!scans.end(at(30), stuck, MINUTE), "it saw how things were long ago");
+        assert!(scans.end(at(30), stuck, MINUTE).is_none(), "it saw how things were long ago");
         let (_, trail) = begin(&mut scans, at(30)).expect("there may be something to see there");
         assert!(trail.step(on(2)));
     }

@@ -10,8 +10,9 @@ use std::time::Duration;
 use log::{error, info, warn};
 use parking_lot::Mutex;
 
-use super::added::Ledger;
+use super::added::Roster;
 use super::away::{Aways, look_for, missing};
+use super::books::{PATIENCE, add};
 use super::scan::{By, Errand, Finding, Fresh, Key, Known, Require, Seen, Task, Wanted};
 use super::scans::Scans;
 use super::{Answer, Outcome, Run, supervisor};
@@ -21,6 +22,7 @@ use crate::engine::{End, Event, FileId, Time};
 use crate::group::safe_alias;
 use crate::message::RegionId;
 use crate::place;
+use crate::values::Listen;
 
 /// How long the end may wait for groups to be deleted.
 const REMOVAL_MAX: Duration = Duration::from_secs(10);
@@ -47,7 +49,7 @@ pub(super) struct Service {
     /// Why the configuration in force is not the one in the files.
     pub(super) config_error: Option<String>,
     /// Where it is written down what no rule wants.
-    pub(super) ledger: Option<Ledger>,
+    pub(super) roster: Option<Roster>,
 }
 
 /// What the service knows of one file.
@@ -74,7 +76,7 @@ impl Service {
             scans: Scans::default(),
             away: Aways::new(),
             config_error: None,
-            ledger: None,
+            roster: None,
         }
     }
 
@@ -108,7 +110,10 @@ pub(super) fn scout<D: Dm>(
                 let seen = Seen { returns, ..super::scan::scan(&task, require) };
                 Finding::Seen(number, task.wanted, seen)
             }
-            Errand::Reload => Finding::Reloaded(read()),
+            Errand::Reload => Finding::Reloaded(read().map(Box::new)),
+            Errand::Save(state, ledger) => {
+                Finding::Saved(state.write(&ledger).map_err(|error| error.to_string()))
+            }
         };
         inbox.send(Answer::Found(finding)).ok(); // nobody there: the process is about to end
     }
@@ -154,7 +159,8 @@ impl Run {
     pub(super) fn found(&mut self, finding: Finding, events: &mut Vec<Event>) {
         match finding {
             Finding::Seen(number, wanted, seen) => self.seen(number, &wanted, seen, events),
-            Finding::Reloaded(Ok(config)) => self.reloaded(config),
+            Finding::Saved(outcome) => self.saved(outcome),
+            Finding::Reloaded(Ok(config)) => self.reloaded(*config),
             Finding::Reloaded(Err(errors)) => {
                 error!("{errors}\nthe configuration from before stays in force");
                 supervisor::ready();
@@ -172,7 +178,14 @@ impl Run {
         if before.socket != config.settings.socket {
             warn!("another control socket is used from the next start on");
         }
+        if exported(before) != exported(&config.settings) {
+            warn!("other metrics_ settings hold from the next start on");
+        }
+        if before.state_dir != config.settings.state_dir {
+            warn!("totals are kept at another place from the next start on");
+        }
         self.engine.set_full_look(config.settings.full_look);
+        self.engine.set_read(config.settings.read_interval);
         service.config_error = None;
         service.dismissed.clear();
         service.wanted = Arc::new(config.into());
@@ -188,12 +201,13 @@ impl Run {
         let now = self.now();
         let Some(service) = &mut self.service else { return };
         let interval = service.settings().rescan_interval;
-        if !service.scans.end(now, number, interval) {
-            return;
-        }
+        let Some(took) = service.scans.end(now, number, interval) else { return };
         if !Arc::ptr_eq(wanted, &service.wanted) {
             service.scans.wish(now); // the configuration is another one by now
             return;
+        }
+        if let Some(books) = &mut self.books {
+            add(&mut books.scans, took);
         }
         self.returned(mem::take(&mut seen.returns));
         let followed = self.engine.len();
@@ -309,10 +323,20 @@ impl Run {
     pub(super) fn stop(&mut self, events: &mut Vec<Event>) {
         self.outcome = Outcome::Stopped;
         self.farewell = None; // said, or it would end what goes on below
+        if self.service.is_some() {
+            supervisor::stopping();
+        }
         let config = self.service.as_ref().map(Service::settings);
         let remove = config.map_or(self.remove_on_exit, |settings| settings.remove_on_exit);
-        if !remove || self.ending.is_some() {
+        if self.ending.is_some() {
             return events.push(Event::Stop);
+        }
+        if !remove {
+            match self.read_last(events) {
+                true => self.ending = Some(self.now() + PATIENCE),
+                false => events.push(Event::Stop),
+            }
+            return;
         }
         self.ending = Some(self.now() + REMOVAL_MAX);
         self.service = None; // nothing new is followed from here on
@@ -339,6 +363,10 @@ impl Run {
             service.dismissed.insert(claimed.key);
         }
     }
+}
+
+fn exported(settings: &Settings) -> (&Option<Listen>, &Option<PathBuf>, Duration) {
+    (&settings.metrics_listen, &settings.metrics_textfile, settings.metrics_interval)
 }
 
 impl Service {

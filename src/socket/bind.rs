@@ -16,7 +16,7 @@ use nix::sys::stat::{Mode, fchmod};
 /// The right to a socket's path: a lock beside it that ends with the process, so that a socket
 /// whose lock is free is one of a dead process. Removes the socket when it is dropped.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(crate) struct Place {
     path: PathBuf,
     _lock: Flock<File>, // after the path, which is removed while the lock is held
 }
@@ -28,7 +28,7 @@ impl Drop for Place {
 }
 
 /// Listens at `path`, which only this user may connect to.
-pub(super) fn listen_at(path: &Path) -> io::Result<(UnixListener, Place)> {
+pub(crate) fn listen_at(path: &Path) -> io::Result<(UnixListener, Place)> {
     let place = claim(path).map_err(|error| told(path, "cannot have it", &error))?;
     let listener = bound(path).map_err(|error| told(path, "cannot listen there", &error))?;
     Ok((listener, place))

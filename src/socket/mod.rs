@@ -26,7 +26,7 @@ use nix::unistd::geteuid;
 pub use connection::REQUEST_BYTES_MAX;
 pub use later::{Later, Release};
 
-use self::bind::Place;
+pub(crate) use self::bind::{Place, listen_at};
 use self::later::{Bell, Parked};
 use crate::request::{Reply, Request};
 
@@ -127,7 +127,7 @@ pub fn serve_within<H>(path: &Path, limits: Limits, handler: H) -> io::Result<Se
 where
     H: Fn(Request, Option<OwnedFd>, &Peer) -> Answer + Send + Sync + 'static,
 {
-    let (listener, place) = bind::listen_at(path)?;
+    let (listener, place) = listen_at(path)?;
     let (bell, ear) = UnixStream::pair()?;
     bell.set_nonblocking(true)?;
     ear.set_nonblocking(true)?;

@@ -11,6 +11,10 @@ pub enum Error {
     Gone,
     /// Another process has taken the group over.
     TakenOver,
+    /// A region of the grid is gone or is not what it was: somebody deleted it.
+    GridGone,
+    /// Another process has taken the grid over.
+    GridTakenOver,
     /// The id names no group that LVM2 would accept.
     NoSuchGroup(RegionId),
     /// Another device answered than at first: it was replaced under the same number.
@@ -75,6 +79,8 @@ impl fmt::Display for Error {
         match self {
             Error::Gone => f.write_str("the group is gone: somebody deleted it"),
             Error::TakenOver => f.write_str("another dmfilemapd has taken the group over"),
+            Error::GridGone => f.write_str("the grid is gone: somebody deleted its regions"),
+            Error::GridTakenOver => f.write_str("another dmfilemapd has taken the grid over"),
             Error::NoSuchGroup(id) => {
                 write!(f, "there is no group {id}: no region {id} that leads a group")
             }

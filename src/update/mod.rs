@@ -43,6 +43,7 @@ mod conversation;
 mod error;
 mod orphans;
 mod ours;
+mod reading;
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -53,10 +54,11 @@ use crate::group::{Descriptor, Mark, is_safe_alias};
 use crate::message::{Region, RegionId, is_space, parse_list};
 use crate::plan::Delta;
 
-use conversation::Conversation;
+pub(crate) use conversation::Conversation;
 pub use error::Error;
 pub use orphans::{Orphan, delete_orphans, orphans};
 use ours::{Model, Ours, row};
+pub use reading::{Count, Counted, Passage, Passing, Tally, read, read_all};
 
 /// Where the one region of a group lies whose file has no extent: one sector at 2^54, beyond the
 /// end of any device, so that it counts nothing. Higher starts are not printed right by `dmstats`.
@@ -178,7 +180,7 @@ pub fn find(dm: impl Dm, device: Device, keys: &[u64]) -> Result<Option<Group>, 
 ///
 /// As [`update`], and never [`Error::Gone`].
 pub fn establish(
-    mut dm: impl Dm,
+    dm: impl Dm,
     device: Device,
     template: &Template,
     mark: Mark,
@@ -186,21 +188,45 @@ pub fn establish(
     want: &Extents,
 ) -> Result<Option<Updated>, Error> {
     check_words(template)?;
-    let mut kernel = Conversation::in_turn(&mut dm, device, Turn::Shared)?;
+    let mut kernel = Conversation::in_turn(dm, device, Turn::Shared)?;
+    find_or_make(&mut kernel, template, mark, claim, want)
+}
+
+/// As [`establish`], and what regions that came and went had counted, if it came so far.
+pub fn establish_counted(
+    dm: impl Dm,
+    device: Device,
+    template: &Template,
+    mark: Mark,
+    claim: u32,
+    want: &Extents,
+) -> (Option<Passage>, Result<Option<Updated>, Error>) {
+    if let Err(error) = check_words(template) {
+        return (None, Err(error));
+    }
+    watched(dm, device, |kernel| find_or_make(kernel, template, mark, claim, want))
+}
+
+fn find_or_make<D: Dm>(
+    kernel: &mut Conversation<D>,
+    template: &Template,
+    mark: Mark,
+    claim: u32,
+    want: &Extents,
+) -> Result<Option<Updated>, Error> {
     let listing = kernel.list()?;
     let rows = parse_list(&listing)?;
     let mut left = rows.iter().filter_map(|region| Mark::of_member(region.aux));
     let mark = left.rfind(|left| left.key == mark.key).unwrap_or(mark);
     if let Some((id, descriptor)) = found(&rows, template, mark.key, want) {
-        let group = take_over(&mut kernel, id, descriptor, mark, claim)?;
-        drop(kernel); // its turn
-        return update(dm, device, group, want).map(Some);
+        let group = take_over(kernel, id, descriptor, mark, claim)?;
+        return carry_out(kernel, &Aim::at(group), None, want).map(Some);
     }
     if want.is_empty() {
         return Ok(None);
     }
     let aim = Aim { mark, claim, hint: None, template: Some(template) };
-    let updated = carry_out(&mut kernel, &aim, Some(listing), want)?;
+    let updated = carry_out(kernel, &aim, Some(listing), want)?;
     Ok(Some(Updated { made: true, ..updated }))
 }
 
@@ -252,9 +278,37 @@ fn found(
 /// [`Error::NoTurn`] while somebody deletes orphans; nothing is sent then. If a create fails, what
 /// this update had created is deleted again and the group is as it was.
 pub fn update(dm: impl Dm, device: Device, group: Group, want: &Extents) -> Result<Updated, Error> {
-    let Group { id, mark, claim } = group;
-    let aim = Aim { mark, claim, hint: Some(id), template: None };
-    carry_out(&mut Conversation::in_turn(dm, device, Turn::Shared)?, &aim, None, want)
+    let mut kernel = Conversation::in_turn(dm, device, Turn::Shared)?;
+    carry_out(&mut kernel, &Aim::at(group), None, want)
+}
+
+/// As [`update`], and what regions that came and went had counted, if it came so far.
+///
+/// It takes a message more for each member that is deleted, and one for each region that is created
+/// where one was.
+pub fn update_counted(
+    dm: impl Dm,
+    device: Device,
+    group: Group,
+    want: &Extents,
+) -> (Option<Passage>, Result<Updated, Error>) {
+    watched(dm, device, |kernel| carry_out(kernel, &Aim::at(group), None, want))
+}
+
+/// Does something to a group, and gives what was counted by regions that came and went: whatever
+/// became of it.
+fn watched<D: Dm, T>(
+    dm: D,
+    device: Device,
+    work: impl FnOnce(&mut Conversation<D>) -> Result<T, Error>,
+) -> (Option<Passage>, Result<T, Error>) {
+    let mut kernel = match Conversation::in_turn(dm, device, Turn::Shared) {
+        Ok(kernel) => kernel,
+        Err(error) => return (None, Err(error)),
+    };
+    kernel.watch();
+    let outcome = work(&mut kernel);
+    (kernel.passage(), outcome)
 }
 
 /// How a group stands between two updates.
@@ -329,7 +383,20 @@ impl<'a> ByMark<'a> {
 /// [`Error::TakenOver`] if another process follows it now, and nothing is touched; those of the
 /// messages, and what is left bears the mark, so that another try finds it.
 pub fn remove(dm: impl Dm, device: Device, group: Group) -> Result<usize, Error> {
-    let mut kernel = Conversation::in_turn(dm, device, Turn::Shared)?;
+    take_down(&mut Conversation::in_turn(dm, device, Turn::Shared)?, group)
+}
+
+/// As [`remove`], and what the regions had counted, if it came so far.
+pub fn remove_counted(
+    dm: impl Dm,
+    device: Device,
+    group: Group,
+) -> (Option<Passage>, Result<usize, Error>) {
+    watched(dm, device, |kernel| take_down(kernel, group))
+}
+
+fn take_down<D: Dm>(kernel: &mut Conversation<D>, group: Group) -> Result<usize, Error> {
+    kernel.turn_to(group.mark);
     let listing = kernel.list()?;
     let rows = parse_list(&listing)?;
     let ours = Ours::among(&rows, group.mark, Some(group.id));
@@ -337,8 +404,9 @@ pub fn remove(dm: impl Dm, device: Device, group: Group) -> Result<usize, Error>
         return Err(Error::TakenOver);
     }
     let delta = Delta { delete: ours.regions.iter().map(|r| r.id).collect(), ..Delta::default() };
-    ours.mark_doomed(&mut kernel, &delta)?;
-    ours.retire_and_clean(&mut kernel, &BTreeSet::new(), &delta)?;
+    ours.mark_doomed(kernel, &delta)?;
+    ours.pass_on(kernel, &delta, &BTreeSet::new());
+    ours.retire_and_clean(kernel, &BTreeSet::new(), &delta)?;
     Ok(kernel.deleted)
 }
 
@@ -350,6 +418,12 @@ struct Aim<'a> {
     hint: Option<RegionId>,
     /// What to make it from if there is none.
     template: Option<&'a Template>,
+}
+
+impl Aim<'_> {
+    fn at(Group { id, mark, claim }: Group) -> Aim<'static> {
+        Aim { mark, claim, hint: Some(id), template: None }
+    }
 }
 
 /// Listings after which an update gives up. One is enough if nothing is to be created, two if
@@ -364,6 +438,7 @@ fn carry_out<D: Dm>(
 ) -> Result<Updated, Error> {
     let anchor: Extents = Extent::new(ANCHOR, 1).into_iter().collect();
     let want = if want.is_empty() { &anchor } else { want };
+    kernel.turn_to(aim.mark);
     let mut created = BTreeSet::new();
     for _ in 0..ROUNDS {
         let listing = first.take().map_or_else(|| kernel.list(), Ok)?;
@@ -441,6 +516,7 @@ fn commit<D: Dm>(
             outcome => outcome?,
         }
     }
+    ours.pass_on(kernel, delta, created);
     ours.retire_and_clean(kernel, &members, delta)?;
 
     let lost = ours.leader.map(|old| old.id).filter(|old| *old < leader);
@@ -491,5 +567,7 @@ fn reclaim<D: Dm>(
     if survivor != twin.0 {
         kernel.set_aux(survivor, model.mark().to_string().as_bytes())?;
     }
+    kernel.ends(twin.0, twin.1, model.clockwork);
+    kernel.begins(id, twin.1, model.clockwork);
     kernel.delete(twin.0)
 }

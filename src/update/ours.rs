@@ -122,6 +122,16 @@ impl<'a, 'r> Ours<'a, 'r> {
             && !self.members.contains(id)
     }
 
+    /// The regions that the leader's descriptor names, by rising id.
+    pub(super) fn members(&self) -> impl Iterator<Item = &'r Region<'a>> {
+        self.regions.iter().copied().filter(|region| self.members.contains(region.id))
+    }
+
+    /// The others.
+    pub(super) fn others(&self) -> impl Iterator<Item = &'r Region<'a>> {
+        self.regions.iter().copied().filter(|region| !self.members.contains(region.id))
+    }
+
     /// Whether the delta leaves the group as it is.
     pub(super) fn is_as(&self, delta: &Delta) -> bool {
         delta.create.is_empty()
@@ -145,10 +155,9 @@ impl<'a, 'r> Ours<'a, 'r> {
             return Standing::TakenOver;
         }
         let id = leader.id;
-        let members = self.regions.iter().filter(|region| self.members.contains(region.id));
-        let counted = members.clone().map(|region| region.extent);
+        let counted = self.members().map(|region| region.extent);
         let map: Extents = counted.filter(|extent| extent.start() != ANCHOR).collect();
-        let tidy = self.holders == [id] && members.count() == self.regions.len();
+        let tidy = self.holders == [id] && self.members().count() == self.regions.len();
         Standing::Stands { id, fingerprint: map.fingerprint(), tidy }
     }
 
@@ -185,6 +194,29 @@ impl<'a, 'r> Ours<'a, 'r> {
             }
         }
         Ok(())
+    }
+
+    /// Has read what the members that are to go have counted, and what those have that take their
+    /// place: from here on it is these that count. An orphan that has become a member was created
+    /// by another update: nobody knows what it has counted since.
+    pub(super) fn pass_on<D: Dm>(
+        &self,
+        kernel: &mut Conversation<D>,
+        delta: &Delta,
+        created: &BTreeSet<RegionId>,
+    ) {
+        let goes = |region: &&Region<'_>| delta.delete.binary_search(&region.id).is_ok();
+        let going: Vec<&Region<'_>> = self.members().filter(goes).collect();
+        for region in &going {
+            kernel.ends(region.id, region.extent, region.clockwork);
+        }
+        let gone: Extents = going.iter().map(|region| region.extent).collect();
+        let clockwork = self.leader.map(|leader| leader.clockwork).unwrap_or_default();
+        for (id, extent) in delta.keep.iter().filter(|(id, _)| !self.members.contains(*id)) {
+            if gone.overlaps(*extent) || !created.contains(id) {
+                kernel.begins(*id, *extent, clockwork);
+            }
+        }
     }
 
     /// Takes away every descriptor of ours but the new one, then every region to delete.

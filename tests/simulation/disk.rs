@@ -124,7 +124,8 @@ impl Disk {
         let extents = inode.map();
         let fingerprint = extents.fingerprint();
         let shared = inode.blocks.iter().any(|block| self.users[*block] > 1);
-        Map { extents, fingerprint, pending: inode.delayed > 0, shared, torn: false }
+        let (blank, pending) = (Extents::default(), inode.delayed > 0);
+        Map { extents, blank, fingerprint, pending, shared, shared_sectors: 0, torn: false }
     }
 
     /// The file is of another moment now, as far as a tick tells.

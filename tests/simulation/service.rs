@@ -63,6 +63,7 @@ enum What {
     Update(FileId, Device, Group, Extents),
     Remove(FileId, Device, Group),
     Sweep(Device, Vec<(FileId, Group)>),
+    Read(Device, Vec<(FileId, Group)>),
 }
 
 pub struct Service {
@@ -130,7 +131,7 @@ fn line(event: &Event) -> String {
             });
             news.fold(String::new(), |line, news| line + &news)
         }
-        Event::Swept(_, Ok(_)) | Event::Gauged(..) | Event::Tick => String::new(),
+        Event::Swept(_, Ok(_)) | Event::Read(..) | Event::Gauged(..) | Event::Tick => String::new(),
         event => format!("{event:?}"),
     }
 }
@@ -143,7 +144,8 @@ impl What {
             | What::Establish(_, device, ..)
             | What::Update(_, device, ..)
             | What::Remove(_, device, _)
-            | What::Sweep(device, _) => *device,
+            | What::Sweep(device, _)
+            | What::Read(device, _) => *device,
         }
     }
 
@@ -157,7 +159,7 @@ impl What {
             What::Establish(file, ..) | What::Update(file, ..) | What::Remove(file, ..) => {
                 vec![*file]
             }
-            What::Gauge(_) | What::Sweep(..) => Vec::new(),
+            What::Gauge(_) | What::Sweep(..) | What::Read(..) => Vec::new(),
         }
     }
 }
@@ -227,7 +229,11 @@ impl World {
     }
 
     fn act(&mut self, action: Action) {
-        if !matches!(action, Action::Look(_) | Action::Sweep(..) | Action::Gauge(_)) {
+        let often = matches!(
+            action,
+            Action::Look(_) | Action::Sweep(..) | Action::Read(..) | Action::Gauge(_)
+        );
+        if !often {
             self.log.say(|| format!("-> {action:?}"));
         }
         let Some(service) = &mut self.service else { return };
@@ -254,6 +260,7 @@ impl World {
             }
             Action::Remove(file, device, group) => What::Remove(file, device, group),
             Action::Sweep(device, groups) => What::Sweep(device, groups),
+            Action::Read(device, groups) => What::Read(device, groups),
             Action::Report(file, report) => return self.report(file, &report),
             Action::Close(_) => return,
             Action::Finish => panic!("it is patient"),
@@ -354,6 +361,11 @@ impl World {
                 let (files, groups): (Vec<FileId>, Vec<Group>) = groups.iter().copied().unzip();
                 let seen = update::look(&mut self.table, *device, &groups);
                 Event::Swept(*device, seen.map(|seen| iter::zip(files, seen).collect()))
+            }
+            What::Read(device, groups) => {
+                let groups: Vec<Group> = groups.iter().map(|(_, group)| *group).collect();
+                update::read(&mut self.table, *device, &groups).ok(); // the device may be gone
+                Event::Read(*device, self.dice.one_in(200))
             }
         }
     }

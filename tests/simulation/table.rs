@@ -217,7 +217,8 @@ impl Table {
 
     /// Carries a message of ours out, after which dmstats has to be able to read what it was.
     fn carry_out(&mut self, device: Device, text: &[u8]) -> io::Result<Reply> {
-        let changes = text != b"@stats_list";
+        let reads: [&[u8]; 2] = [b"@stats_list", b"@stats_print "];
+        let changes = !reads.iter().any(|read| text.starts_with(read));
         let reply = self.memory.message(device, text);
         if changes {
             let said = reply.as_ref().map(|reply| reply.text.escape_ascii().to_string());

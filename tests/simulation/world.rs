@@ -139,7 +139,8 @@ impl World {
     pub fn start(&mut self) {
         self.claim += 1;
         self.log.say(|| "the service starts".to_owned());
-        let settings = Settings { patient: true, ..Settings::default() };
+        let read = Some(Duration::from_secs(10));
+        let settings = Settings { patient: true, read, ..Settings::default() };
         self.service = Some(Service::new(settings, self.claim));
         let devices = self.disks.iter().map(|disk| disk.device);
         let seen = devices
@@ -202,6 +203,7 @@ impl World {
     }
 
     /// Where the file lies, or what is there instead.
+    #[allow(clippy::result_large_err)] // as `sample` gives it
     pub fn find(&self, target: Target) -> Result<Place, Sight> {
         let place = match target {
             Target::Inode(place) => Some(place),

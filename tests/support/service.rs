@@ -1,4 +1,4 @@
-//! The service and what it is asked, for tests that run inside the kernel of `vm.rs`.
+//! The service as it is started in a test, and what it is asked on its socket.
 //!
 //! Whoever includes this file has `vm.rs`, `dialects.rs`, `guest.rs` and `daemon.rs` beside it.
 
@@ -8,11 +8,10 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use dmfilemapd::request::{FileStatus, Reply, Status};
+use dmfilemapd::request::{FileStatus, Status};
 
 use crate::daemon::{Outcome, PROGRAM, command, outcome};
 use crate::guest::{Daemon, Disk, wait_until};
-use crate::vm;
 
 pub const CONFIG: &str = "/tmp/etc/config.toml";
 pub const SOCKET: &str = "/run/dmfilemapd/control.sock";
@@ -31,7 +30,7 @@ pub fn entry(disk: &Disk, pattern: &str) -> String {
 pub fn service_command(options: &str) -> Command {
     let mut command = command(PROGRAM);
     command.args(["run", "--config-dir", "/tmp/etc"]);
-    command.env("DMFILEMAPD_RESCAN_INTERVAL", "200ms");
+    command.env("DMFILEMAPD_RESCAN_INTERVAL", "200ms"); // options override it
     command.args(options.split_whitespace());
     command
 }
@@ -62,10 +61,7 @@ pub fn refused(words: &str, exit: i32, says: &str) {
 }
 
 pub fn status() -> Status {
-    match Reply::read(told("status --json").as_bytes()).unwrap() {
-        Reply::Status(status) => *status,
-        other => panic!("{other:?}"),
-    }
+    serde_json::from_str(&told("status --json")).unwrap()
 }
 
 pub fn status_of(file: &Path) -> Option<FileStatus> {
@@ -94,14 +90,4 @@ pub fn wait_for_aliases(disk: &Disk, expected: &[&str]) {
         let found = aliases(disk);
         if found == expected { Ok(()) } else { Err(format!("{found:?}\n{}", disk.listing())) }
     });
-}
-
-/// Counts something in each region of the file, and returns what `dmstats` would show of it.
-pub fn count(disk: &Disk, file: &Path, members: &[u32]) -> Vec<String> {
-    vm::sh(&format!("echo 1 >/proc/sys/vm/drop_caches; cat {} >/dev/null", file.display()));
-    counters(disk, members)
-}
-
-pub fn counters(disk: &Disk, members: &[u32]) -> Vec<String> {
-    members.iter().map(|id| disk.message(&format!("@stats_print {id}"))).collect()
 }

@@ -103,6 +103,17 @@ pub fn sh(script: &str) -> String {
     stdout
 }
 
+/// Lets the test write to folders of the host, of which the host sees nothing.
+pub fn make_writable(folders: &[&str]) {
+    for folder in folders {
+        sh(&format!(
+            "mkdir -p /run/new{folder} /run/work{folder}
+             mount -t overlay overlay {folder} \
+                 -o lowerdir={folder},upperdir=/run/new{folder},workdir=/run/work{folder}"
+        ));
+    }
+}
+
 /// Makes a device-mapper device over the whole of `/dev/ram{ramdisk}`; returns its node.
 pub fn linear(name: &str, ramdisk: u32) -> PathBuf {
     let sectors = sh(&format!("blockdev --getsz /dev/ram{ramdisk}"));

@@ -1,0 +1,2 @@
+# Completions of dmfilemapd, which knows them best.
+source <(/usr/sbin/dmfilemapd completions bash)

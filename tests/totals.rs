@@ -1,0 +1,394 @@
+//! Totals in a real kernel: over changes of the file, restarts, and others who read.
+
+#![allow(clippy::unwrap_used)] // all of this is a test
+
+#[path = "support/daemon.rs"]
+mod daemon;
+#[path = "support/dialects.rs"]
+mod dialects;
+#[path = "support/guest.rs"]
+mod guest;
+#[path = "support/vm.rs"]
+mod vm;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use dmfilemapd::request::{FileTotals, Totals};
+use nix::sys::signal::Signal;
+
+use daemon::{
+    Outcome, PROGRAM, Table, command, create_group, dmstats, outcome, punch, signal, succeed, text,
+    truncate, write, write_pieces,
+};
+use guest::{Daemon, Disk, assert_follows, wait_until};
+
+const KIB: u64 = 1024;
+const STATE: &str = "/tmp/state/totals.json";
+
+/// A service that follows all files of the disk, and answers.
+fn serve(disk: &Disk, options: &str) -> Daemon {
+    let pattern = disk.path("*");
+    fs::create_dir_all("/tmp/etc").unwrap();
+    let entry = format!("[[file]]\npath = \"{}\"\n", pattern.display());
+    fs::write("/tmp/etc/config.toml", entry).unwrap();
+    let mut command = command(PROGRAM);
+    command.args(["run", "--config-dir", "/tmp/etc", "--rescan-interval", "200ms"]);
+    command.args(["--state-dir", "/tmp/state"]).args(options.split_whitespace());
+    let service = Daemon::start(&mut command);
+    service.wait_for("following the files of ");
+    service
+}
+
+fn totals() -> Totals {
+    serde_json::from_str(&succeed(command(PROGRAM).args(["totals", "--json"]))).unwrap()
+}
+
+fn totals_of(file: &Path) -> FileTotals {
+    let found = totals().files.into_iter().find(|totals| totals.path.as_ref().unwrap().0 == file);
+    found.unwrap_or_else(|| panic!("{} is not followed", file.display()))
+}
+
+fn wait_until_followed(file: &Path) {
+    wait_until("it is followed", || {
+        let state = |totals: &FileTotals| totals.path.as_ref().unwrap().0 == file;
+        match totals().files.iter().find(|totals| state(totals)) {
+            Some(totals) if totals.state == "following" => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+}
+
+/// Overwrites so many pieces of 4 KiB from there on, each by itself and past the page cache.
+fn overwrite(file: &Path, at_kib: u64, count: u64) -> u64 {
+    let (name, at) = (file.display(), at_kib / 4);
+    vm::sh(&format!(
+        "dd if=/dev/zero of={name} bs=4k count={count} seek={at} conv=notrunc,nocreat \
+         oflag=direct status=none"
+    ));
+    count * 4 * KIB
+}
+
+fn read(file: &Path, at_kib: u64, count: u64) -> u64 {
+    let (name, at) = (file.display(), at_kib / 4);
+    vm::sh(&format!(
+        "dd if={name} of=/dev/null bs=4k count={count} skip={at} iflag=direct status=none"
+    ));
+    count * 4 * KIB
+}
+
+// What is counted.
+
+fn totals_are_what_was_read_and_written(kind: &str) {
+    let disk = Disk::format(0, kind, "");
+    let [file, other] = ["data", "other"].map(|name| disk.path(name));
+    for file in [&file, &other] {
+        write(file, 0, 512);
+    }
+    let _service = serve(&disk, "--read-interval 1h");
+    assert_follows(&disk, "at the start", &file, "data");
+    let before = totals_of(&file).counters;
+    let (written, was_read) = (overwrite(&file, 0, 16), read(&file, 64, 8));
+    overwrite(&other, 0, 4);
+    let after = totals_of(&file);
+    let counters = after.counters;
+    assert_eq!(counters.written_bytes - before.written_bytes, written);
+    assert_eq!(counters.read_bytes - before.read_bytes, was_read);
+    assert_eq!(counters.writes_completed - before.writes_completed, 16);
+    assert_eq!(counters.reads_completed - before.reads_completed, 8);
+    assert_eq!((after.io_now, after.resets, after.regions), (0, 0, 1));
+    assert_eq!(after.mapped_bytes, 512 * KIB);
+    assert_eq!(after.inode, Some(fs_inode(&file)));
+
+    let all = totals();
+    let [device] = &all.devices[..] else { panic!("{:?}", all.devices) };
+    let whole = device.counters.unwrap();
+    let sum: u64 = all.files.iter().map(|file| file.counters.written_bytes).sum();
+    assert!(whole.written_bytes >= sum && sum > written, "{device:?} {sum}");
+    assert_eq!((device.files, device.regions, device.creates), (2, 2, 2));
+    let service = all.service.unwrap();
+    assert_eq!((service.files, service.remaps.made, service.resets), (2, 2, 0));
+    assert!(service.readings.completed >= 3 && service.updates.completed >= 2, "{service:?}");
+    assert!(all.kernel_stats_bytes.unwrap() > 0);
+}
+
+fn fs_inode(file: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    fs::metadata(file).unwrap().ino()
+}
+
+#[test]
+fn totals_are_what_was_read_and_written_on_ext4() {
+    if vm::inside("totals_are_what_was_read_and_written_on_ext4") {
+        totals_are_what_was_read_and_written("ext4");
+    }
+}
+
+#[test]
+fn totals_are_what_was_read_and_written_on_xfs() {
+    if vm::inside("totals_are_what_was_read_and_written_on_xfs") {
+        totals_are_what_was_read_and_written("xfs");
+    }
+}
+
+// What they survive.
+
+/// The account of a file, whose true amount is known but for what its allocating writes count.
+struct Account {
+    disk: Disk,
+    file: PathBuf,
+    least: u64,
+    most: u64,
+    last: u64,
+}
+
+impl Account {
+    fn new(disk: Disk) -> Account {
+        let file = disk.path("data");
+        write(&file, 0, 512);
+        Account { disk, file, least: 0, most: 0, last: 0 }
+    }
+
+    fn follows(&self, what: &str) {
+        assert_follows(&self.disk, what, &self.file, "data");
+        wait_until_followed(&self.file);
+    }
+
+    fn overwrite(&mut self, at_kib: u64, count: u64) {
+        let bytes = overwrite(&self.file, at_kib, count);
+        self.least += bytes;
+        self.most += bytes;
+    }
+
+    fn check(&mut self, what: &str) {
+        let total = totals_of(&self.file).counters.written_bytes;
+        let Account { least, most, last, .. } = *self;
+        assert!(total >= last, "{what}: it went back from {last} to {total}");
+        assert!((least..=most).contains(&total), "{what}: {total}, of {least} to {most}");
+        self.last = total;
+    }
+}
+
+/// Waits until the state file says that this much was written.
+fn wait_for_save(service: &Daemon, bytes: u64) {
+    wait_until("the totals are written down", || {
+        let text = fs::read_to_string(STATE).unwrap_or_default();
+        if text.contains(&format!("\"written_bytes\":{bytes}")) {
+            Ok(())
+        } else {
+            Err(format!("{bytes}: {text} {}", service.said()))
+        }
+    });
+}
+
+/// One that reads only when it is asked.
+fn quiet(disk: &Disk) -> Daemon {
+    serve(disk, "--read-interval 1h")
+}
+
+fn stop(mut service: Daemon) {
+    succeed(command(PROGRAM).arg("stop"));
+    assert_eq!(service.wait_for_end().code(), Some(0));
+}
+
+#[test]
+fn totals_go_on_whatever_becomes_of_the_file() {
+    if !vm::inside("totals_go_on_whatever_becomes_of_the_file") {
+        return;
+    }
+    guest::write_back_soon();
+    let mut account = Account::new(Disk::format(0, "ext4", ""));
+    let file = account.file.clone();
+    let mut service = quiet(&account.disk);
+    account.follows("at the start");
+    account.overwrite(0, 32);
+    account.check("at the start");
+
+    account.overwrite(128, 8); // which nobody has read when it goes
+    punch(&file, 128, 32);
+    account.follows("a hole");
+    account.check("a hole");
+    write(&file, 512, 256);
+    account.most += 256 * KIB;
+    account.follows("an append");
+    account.overwrite(512, 16);
+    account.check("an append");
+    account.overwrite(0, 16);
+    truncate(&file, 64);
+    account.follows("a cut");
+    account.check("a cut");
+    account.overwrite(0, 4);
+    truncate(&file, 0);
+    account.follows("nothing left");
+    account.check("nothing left");
+    wait_for_save(&service, account.last);
+    write(&file, 0, 256);
+    account.most += 256 * KIB;
+    account.follows("written anew");
+    account.overwrite(0, 16);
+    account.check("written anew");
+
+    // Killed, it has the state file, and the regions have the rest.
+    account.overwrite(0, 8);
+    signal(service.pid(), Signal::SIGKILL);
+    service.wait_for_end();
+    account.overwrite(32, 8);
+    let _service = quiet(&account.disk);
+    account.follows("killed");
+    account.check("killed");
+}
+
+#[test]
+fn totals_go_on_whatever_others_do_to_the_regions() {
+    if !vm::inside("totals_go_on_whatever_others_do_to_the_regions") {
+        return;
+    }
+    guest::write_back_soon();
+    let mut account = Account::new(Disk::format(0, "xfs", ""));
+    let service = quiet(&account.disk);
+    account.follows("at the start");
+    account.overwrite(0, 32);
+
+    // They read, and set the counters to zero. As many writes as before would hide that.
+    account.check("before a report");
+    for count in [4, 2, 1] {
+        let report = succeed(&mut dmstats("report --allregions --noheadings -o write_count"));
+        assert!(!report.is_empty());
+        account.overwrite(0, count);
+        account.check("after a report");
+    }
+    assert_eq!(totals_of(&account.file).resets, 3);
+
+    // Stopped, it has read all there was; then the regions go, as they do at a reboot.
+    account.overwrite(0, 8);
+    stop(service);
+    Table::of(&account.disk).clear();
+    let service = quiet(&account.disk);
+    account.follows("a reboot");
+    account.check("a reboot");
+    account.overwrite(0, 8);
+    account.check("after that");
+    stop(service);
+
+    // Deleted by others, and then by the service itself.
+    let service = serve(&account.disk, "--read-interval 1h --remove-on-exit");
+    account.follows("again");
+    Table::of(&account.disk).clear();
+    account.follows("deleted by others");
+    account.overwrite(0, 8);
+    stop(service);
+    assert_eq!(account.disk.listing(), "");
+    let _service = serve(&account.disk, "");
+    account.follows("removed");
+    account.check("removed");
+}
+
+#[test]
+fn a_damaged_state_file_is_set_aside_and_the_one_before_it_is_taken() {
+    if !vm::inside("a_damaged_state_file_is_set_aside_and_the_one_before_it_is_taken") {
+        return;
+    }
+    let mut account = Account::new(Disk::format(0, "ext4", ""));
+    for _ in 0..2 {
+        let service = serve(&account.disk, "");
+        account.follows("at the start");
+        account.overwrite(0, 8);
+        account.check("at the start");
+        stop(service);
+    }
+    let whole = fs::read(STATE).unwrap();
+    for cut in [0, 1, whole.len() / 2, whole.len() - 1] {
+        fs::write(STATE, &whole[..cut]).unwrap();
+        let service = serve(&account.disk, "");
+        service.wait_for("totals.json is now /tmp/state/totals.json.damaged");
+        account.follows("damaged");
+        // The regions are there still, so nothing is missing.
+        account.check("damaged");
+        assert_eq!(fs::read(format!("{STATE}.damaged")).unwrap(), whole[..cut]);
+        stop(service);
+    }
+    for file in [STATE, &format!("{STATE}.before")] {
+        fs::write(file, "{\"version\":7}").unwrap();
+    }
+    Table::of(&account.disk).clear();
+    let service = serve(&account.disk, "");
+    service.wait_for("totals begin anew");
+    account.follows("both damaged");
+    assert_eq!(totals_of(&account.file).counters.written_bytes, 0);
+    // A second one counts all the same, and writes nothing down.
+    let mut second = command(PROGRAM);
+    second.args(["run", "--config-dir", "/tmp/etc", "--state-dir", "/tmp/state", "--socket="]);
+    let second = Daemon::start(&mut second);
+    second.wait_for("another service keeps its totals there");
+    drop(service);
+}
+
+/// What a running `dmstats report` takes is missing from the totals at most; they never go back.
+#[test]
+fn another_who_keeps_clearing_takes_no_more_than_he_says() {
+    if !vm::inside("another_who_keeps_clearing_takes_no_more_than_he_says") {
+        return;
+    }
+    let disk = Disk::format(0, "ext4", "");
+    let file = disk.path("data");
+    write_pieces(&file, 8);
+    let _service = serve(&disk, "");
+    assert_follows(&disk, "at the start", &file, "data");
+    let thief = Daemon::start(dmstats("report --allregions --interval 1 --count 0").args([
+        "--noheadings",
+        "-o",
+        "write_sector_count",
+    ]));
+    let (mut written, mut last, mut round) = (0, 0, 0_u64);
+    while totals_of(&file).resets < 12 {
+        written += overwrite(&file, 32 * (round % 8), 4);
+        if round % 5 == 0 {
+            punch(&file, 32 * (round % 8), 4);
+            write(&file, 32 * (round % 8), 16);
+        }
+        round += 1;
+        let total = totals_of(&file).counters.written_bytes;
+        assert!(total >= last, "from {last} to {total}");
+        last = total;
+    }
+    let said = thief.said();
+    let taken: u64 = said.split_whitespace().map(|word| word.parse::<u64>().unwrap() * 512).sum();
+    assert!(taken > 0, "{said}");
+    let missing = written.saturating_sub(last);
+    assert!(missing <= taken, "{missing} of {written} missing, {taken} taken");
+    // Every reading here is one that somebody asked for, so little is lost in between.
+    assert!(missing <= written / 2, "{missing} of {written} missing");
+}
+
+// Without a service.
+
+#[test]
+fn without_a_service_it_says_what_the_kernel_counts() {
+    if !vm::inside("without_a_service_it_says_what_the_kernel_counts") {
+        return;
+    }
+    let disk = Disk::format(0, "ext4", "");
+    let [ours, theirs] = ["ours", "theirs"].map(|name| disk.path(name));
+    for file in [&ours, &theirs] {
+        write_pieces(file, 3);
+    }
+    succeed(command(PROGRAM).arg("update").args(["--alias", "mine", "--precise"]).arg(&ours));
+    create_group(&theirs, "--alias <old>");
+    overwrite(&ours, 0, 4);
+    overwrite(&theirs, 32, 2);
+    let all = totals();
+    assert_eq!(all.service, None);
+    let of = |alias: &str| all.files.iter().find(|file| file.alias == alias).unwrap();
+    let (mine, old) = (of("mine"), of("<old>"));
+    assert_eq!((mine.counters.written_bytes, mine.regions), (16 * KIB, 3));
+    assert_eq!((old.counters.written_bytes, old.regions), (8 * KIB, 3));
+    assert_eq!((mine.path.as_ref(), mine.mapped_bytes), (None, 48 * KIB));
+    let times = [mine, old].map(|file| file.counters.write_time_ns);
+    assert!(times.iter().all(|time| *time < 60_000_000_000), "{times:?}");
+    assert_eq!(all.devices.len(), 1);
+    assert!(all.devices[0].counters.unwrap().written_bytes > 24 * KIB);
+    let table = succeed(command(PROGRAM).arg("totals"));
+    assert!(table.contains("mine") && table.contains("16 KiB"), "{table}");
+    let Outcome { status, stderr, .. } = outcome(command(PROGRAM).arg("totals").arg(text(&ours)));
+    assert_eq!(status, Some(69), "{stderr}");
+}
