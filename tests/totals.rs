@@ -29,9 +29,12 @@ const STATE: &str = "/tmp/state/totals.json";
 /// A service that follows all files of the disk, and answers.
 fn serve(disk: &Disk, options: &str) -> Daemon {
     let pattern = disk.path("*");
+    serve_entries(&format!("[[file]]\npath = \"{}\"\n", pattern.display()), options)
+}
+
+fn serve_entries(entries: &str, options: &str) -> Daemon {
     fs::create_dir_all("/tmp/etc").unwrap();
-    let entry = format!("[[file]]\npath = \"{}\"\n", pattern.display());
-    fs::write("/tmp/etc/config.toml", entry).unwrap();
+    fs::write("/tmp/etc/config.toml", entries).unwrap();
     let mut command = command(PROGRAM);
     command.args(["run", "--config-dir", "/tmp/etc", "--rescan-interval", "200ms"]);
     command.args(["--state-dir", "/tmp/state"]).args(options.split_whitespace());
@@ -128,6 +131,79 @@ fn totals_are_what_was_read_and_written_on_ext4() {
 fn totals_are_what_was_read_and_written_on_xfs() {
     if vm::inside("totals_are_what_was_read_and_written_on_xfs") {
         totals_are_what_was_read_and_written("xfs");
+    }
+}
+
+/// Takes a while for every I/O: so many milliseconds, to a tick of the kernel.
+fn slow_disk(ramdisk: u32, delay_ms: u64) -> Disk {
+    let name = format!("disk{ramdisk}");
+    let sectors = vm::sh(&format!("blockdev --getsz /dev/ram{ramdisk}"));
+    let table = format!("0 {} delay /dev/ram{ramdisk} 0 {delay_ms}", sectors.trim_end());
+    let node = vm::table(&name, &table);
+    let mount = Path::new("/mnt").join(&name);
+    let (at, on) = (node.display(), mount.display());
+    vm::sh(&format!("mkfs.ext4 -q {at} && mkdir -p {on} && mount {at} {on}"));
+    Disk { name, node, mount }
+}
+
+/// What fio says of its only job: bytes, number and mean nanoseconds, for reads and for writes.
+fn fio(file: &Path, ios: u64) -> [(u64, u64, f64); 2] {
+    let said = vm::sh(&format!(
+        "fio --name=x --filename={} --rw=randrw --bs=4k --direct=1 --ioengine=psync --size=512k \
+             --io_size={}k --norandommap --randseed=7 --output-format=json --allow_file_create=0",
+        file.display(),
+        4 * ios
+    ));
+    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+    ["read", "write"].map(|way| {
+        let way = &said["jobs"][0][way];
+        let number = |field: &str| way[field].as_u64().unwrap();
+        (number("io_bytes"), number("total_ios"), way["lat_ns"]["mean"].as_f64().unwrap())
+    })
+}
+
+/// fio's own report of three files on devices of known latency, the totals, and dmstats.
+#[test]
+fn fio_and_dmstats_say_the_same() {
+    const TICK_NS: f64 = 10e6; // of User-Mode Linux, by which dm-delay may be too early
+    if !vm::inside("fio_and_dmstats_say_the_same") {
+        return;
+    }
+    let delays = [(0, 0), (1, 30), (2, 60)];
+    let disks = delays.map(|(ramdisk, delay)| slow_disk(ramdisk, delay));
+    let files = disks.each_ref().map(|disk| disk.path(&format!("on-{}", disk.name)));
+    let entries = files.each_ref().map(|file| format!("[[file]]\npath = \"{}\"\n", text(file)));
+    for file in &files {
+        write(file, 0, 512);
+    }
+    let _service = serve_entries(&entries.concat(), "--precise");
+    for (disk, file) in disks.iter().zip(&files) {
+        assert_follows(disk, "at the start", file, &format!("on-{}", disk.name));
+    }
+    for ((file, disk), (_, delay)) in files.iter().zip(&disks).zip(delays) {
+        let before = totals_of(file).counters;
+        let [reads, writes] = fio(file, 64);
+        let after = totals_of(file).counters;
+        assert_eq!(after.read_bytes - before.read_bytes, reads.0);
+        assert_eq!(after.written_bytes - before.written_bytes, writes.0);
+        assert_eq!(after.reads_completed - before.reads_completed, reads.1);
+        assert_eq!(after.writes_completed - before.writes_completed, writes.1);
+        let times = [
+            (after.read_time_ns - before.read_time_ns, reads),
+            (after.write_time_ns - before.write_time_ns, writes),
+        ];
+        for (time_ns, (_, count, mean)) in times {
+            #[allow(clippy::cast_precision_loss)] // as fio does
+            let (each, delay) = (time_ns as f64 / count as f64, (delay * 1_000_000) as f64);
+            assert!(each <= mean, "{each} in the kernel, and {mean} for fio");
+            assert!(each >= delay - TICK_NS, "{each}, delayed by {delay}");
+        }
+        let report = "report --noheadings --separator : --nosuffix --units s --group -o \
+                      read_sector_count,write_sector_count";
+        let said = succeed(dmstats(report).arg(&disk.name));
+        let of_dmstats: Vec<u64> =
+            said.trim().split(':').map(|word| 512 * word.parse::<u64>().unwrap()).collect();
+        assert_eq!(of_dmstats, [after.read_bytes, after.written_bytes], "{said}");
     }
 }
 
@@ -391,4 +467,47 @@ fn without_a_service_it_says_what_the_kernel_counts() {
     assert!(table.contains("mine") && table.contains("16 KiB"), "{table}");
     let Outcome { status, stderr, .. } = outcome(command(PROGRAM).arg("totals").arg(text(&ours)));
     assert_eq!(status, Some(69), "{stderr}");
+}
+
+// Figures for the README: cargo test --test totals figures -- --ignored --nocapture
+
+/// How much is missing while somebody else reads with `dmstats report`, and nobody asks the
+/// service for totals meanwhile.
+#[test]
+#[ignore = "takes minutes, and shows figures"]
+fn figures_of_what_a_report_takes() {
+    if !vm::inside("figures_of_what_a_report_takes") {
+        return;
+    }
+    for interval in [1, 5, 30] {
+        let ramdisk = if interval == 1 { 0 } else { interval / 5 % 4 };
+        let disk = Disk::format(ramdisk, "ext4", "");
+        let file = disk.path("data");
+        write(&file, 0, 512);
+        let service = serve(&disk, "");
+        assert_follows(&disk, "at the start", &file, "data");
+        let report = format!("report --allregions --interval {interval} --count 0");
+        let thief = Daemon::start(&mut dmstats(&report));
+        let before = totals_of(&file).counters.written_bytes;
+        vm::sh(&format!(
+            "fio --name=x --filename={} --rw=randwrite --bs=4k --direct=1 --size=512k \
+                 --rate_iops=200 --time_based --runtime=120 --output=/tmp/fio.json \
+                 --output-format=json",
+            file.display()
+        ));
+        let said: serde_json::Value =
+            serde_json::from_str(&fs::read_to_string("/tmp/fio.json").unwrap()).unwrap();
+        let written = said["jobs"][0]["write"]["io_bytes"].as_u64().unwrap();
+        let after = totals_of(&file);
+        let counted = after.counters.written_bytes - before;
+        let (resets, readings) = (after.resets, totals().service.unwrap().readings.completed);
+        println!(
+            "report every {interval} s: {} of {written} bytes missing, {}%; {resets} resets, \
+             {readings} readings",
+            written - counted,
+            100 * (written - counted) / written
+        );
+        drop((service, thief));
+        vm::sh(&format!("umount {}; dmsetup remove {}", disk.mount.display(), disk.name));
+    }
 }

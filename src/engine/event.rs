@@ -1,5 +1,7 @@
 //! What happens, and what is to be done about it.
 
+use std::time::Duration;
+
 use super::{FileId, Report};
 use crate::dm::Device;
 use crate::extent::Extents;
@@ -29,6 +31,15 @@ pub struct Batch {
     pub looks: Vec<Look>,
 }
 
+/// What a reading was like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// Somebody had set counters to zero.
+    pub reset: bool,
+    /// Processor time that it took.
+    pub cost: Duration,
+}
+
 /// What can happen.
 #[derive(Debug)]
 pub enum Event {
@@ -42,9 +53,8 @@ pub enum Event {
     Removed(Device, FileId, Result<usize, update::Error>),
     /// A look at groups of one device came back.
     Swept(Device, Result<Vec<(FileId, Standing)>, update::Error>),
-    /// A reading of what a device's groups have counted came back: whether somebody had set
-    /// counters to zero.
-    Read(Device, bool),
+    /// A reading of what a device's groups have counted came back.
+    Read(Device, Reading),
     /// What a device's write counter says, if there is one: requests and flushes.
     Gauged(Device, Option<u64>),
     /// Nobody wants the file to be followed any more. Its group is deleted if the flag says so.

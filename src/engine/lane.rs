@@ -63,8 +63,10 @@ pub(super) struct Reads {
     pub(super) due: Option<Time>,
     /// When the last reading was begun that has come back.
     pub(super) last: Option<Time>,
-    /// How long that took.
-    pub(super) took: Duration,
+    /// Since when somebody waits for a reading that is begun no earlier.
+    pub(super) asked: Option<Time>,
+    /// Processor time that it took.
+    pub(super) cost: Duration,
     /// When one last told that somebody sets counters to zero.
     pub(super) reset: Option<Time>,
 }
@@ -93,7 +95,7 @@ impl Lane {
             orders: VecDeque::new(),
             ordering: None,
             sweep,
-            reads: Reads { due: read, last: None, took: Duration::ZERO, reset: None },
+            reads: Reads { due: read, last: None, asked: None, cost: Duration::ZERO, reset: None },
             gauge: Gauge::new(),
             creates: 0,
         }

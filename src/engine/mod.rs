@@ -46,7 +46,7 @@ use crate::dm::Device;
 use crate::mode::Mode;
 use crate::update::Group;
 
-pub use event::{Action, Batch, Event, Look};
+pub use event::{Action, Batch, Event, Look, Reading};
 use followed::{Followed, Job};
 use lane::{Lane, Order};
 pub use lane::{MAPPING_MAX, MAPS_MAX, STAMPS_MAX};
@@ -68,7 +68,7 @@ pub struct Settings {
     /// listing takes more than a fiftieth of that, up to a minute.
     pub sweep: Duration,
     /// Between two readings of what a device's groups have counted, if anybody wants to know;
-    /// longer where a reading takes more than a fiftieth of that.
+    /// longer where a reading takes more than a fiftieth of that in processor time.
     pub read: Option<Duration>,
     /// How long there may be no file at a path before it is let go.
     pub absence: Duration,
@@ -270,7 +270,7 @@ impl Engine {
                 self.removed(now, file, outcome, actions);
             }
             Event::Swept(device, outcome) => self.swept(now, device, outcome, actions),
-            Event::Read(device, reset) => self.read(now, device, reset),
+            Event::Read(device, reading) => self.read(now, device, reading),
             Event::Gauged(device, writes) => self.gauged(now, device, writes),
             Event::Forget(file, remove) => self.forget(now, file, remove, actions),
             Event::Stop => self.stopped = true,

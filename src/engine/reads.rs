@@ -8,40 +8,41 @@ use std::time::Duration;
 
 use super::lane::{Lane, Reads};
 use super::time::Time;
-use super::{Engine, FileId};
+use super::{Engine, FileId, Reading};
 use crate::dm::Device;
 use crate::update::Group;
 
 /// Between two readings while somebody sets counters to zero, unless they are read as often anyway.
-pub const HURRY: Duration = Duration::from_millis(250);
+pub const HURRY: Duration = Duration::from_millis(100);
 
 /// How long somebody is expected to do it again.
 const HURRY_FOR: Duration = Duration::from_secs(300);
 
-/// Share of the time that reading a device may take, as one part in so many.
+/// Share of a processor's time that reading a device may take, as one part in so many.
 const SHARE: u32 = 50;
 
 /// The same for readings that somebody asks for.
 const SHARE_ASKED: u32 = 4;
 
-/// The longest time between two readings for the sake of that: whoever waits for one must not wait
-/// for hours because the process was stopped, or the device was.
-const WAIT_MAX: Duration = Duration::from_secs(60);
-
 impl Engine {
-    pub(super) fn read(&mut self, now: Time, device: Device, reset: bool) {
+    pub(super) fn read(&mut self, now: Time, device: Device, reading: Reading) {
         let Some(interval) = self.settings.read else { return self.order_is_back(device) };
         let Some(lane) = self.lane_of(device) else { return };
         let began = lane.ordering.take().unwrap_or(now);
         lane.reads.last = Some(began);
-        if reset {
+        if reading.reset {
             lane.reads.reset = Some(now);
         }
         let hurry = lane.reads.reset.is_some_and(|reset| now < reset + HURRY_FOR);
         let interval = if hurry { interval.min(HURRY) } else { interval };
-        let took = now.since(began);
-        lane.reads.took = took;
-        lane.reads.due = Some(now + interval.max(took.saturating_mul(SHARE).min(WAIT_MAX)));
+        lane.reads.cost = reading.cost;
+        let due = now + interval.max(reading.cost.saturating_mul(SHARE));
+        // Who has asked while it was being read wants to know what came after.
+        lane.reads.asked = lane.reads.asked.filter(|asked| began < *asked);
+        lane.reads.due = Some(match lane.reads.asked {
+            Some(_) => due.min(lane.reads.rested(now)),
+            None => due,
+        });
     }
 
     /// Sets [`Settings::read`](super::Settings::read), for every reading after the next.
@@ -49,22 +50,28 @@ impl Engine {
         self.settings.read = Some(read);
     }
 
-    /// Has every device read at the next tick whose last reading was begun longer than `fresh` ago.
-    /// Gives those that are worth waiting for: a device that has held up its work for longer than
-    /// `patience` may go on doing so.
-    pub fn read_now(&mut self, now: Time, fresh: Duration, patience: Duration) -> Vec<Device> {
+    /// Has every device read that has groups: now, or as soon as it has had a rest from the last
+    /// reading, and that one's begin is what [`Self::read_began`] says then. Gives those that are
+    /// worth waiting for: a device that has held up its work for longer than `patience` may go on
+    /// doing so.
+    pub fn read_now(&mut self, now: Time, patience: Duration) -> Vec<Device> {
         let mut awaited = Vec::new();
-        let groups = self.groups(|lane| lane.reads.is_old(now, fresh));
+        let groups = self.groups(|lane| lane.reads.due.is_some());
         for (lane, groups) in self.lanes.iter_mut().zip(groups) {
-            if groups.is_empty() || lane.reads.due.is_none() {
-                continue;
-            }
-            lane.reads.due = Some(now);
+            let Some(due) = lane.reads.due.filter(|_| !groups.is_empty()) else { continue };
+            lane.reads.due = Some(due.min(lane.reads.rested(now)));
+            lane.reads.asked = Some(now);
             if !is_stuck(lane, now, patience) {
                 awaited.push(lane.device);
             }
         }
         awaited
+    }
+
+    /// When the reading was begun that is under way on this device.
+    pub fn read_began(&self, device: Device) -> Option<Time> {
+        let lane = *self.lane_of.get(&device)?;
+        self.lanes.get(lane as usize)?.ordering
     }
 
     /// The file's group, if it has one.
@@ -74,10 +81,10 @@ impl Engine {
 }
 
 impl Reads {
-    /// Whether another reading is worth its time.
-    fn is_old(&self, now: Time, fresh: Duration) -> bool {
-        let rest = fresh.max(self.took.saturating_mul(SHARE_ASKED));
-        self.last.is_none_or(|last| last + rest <= now)
+    /// The earliest time from now on at which another reading is worth its cost.
+    fn rested(&self, now: Time) -> Time {
+        let rest = self.cost.saturating_mul(SHARE_ASKED);
+        self.last.map_or(now, |last| now.max(last + rest))
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::Sender;
-use log::{debug, warn};
+use log::{debug, info, warn};
 
 use super::jobs::{Did, News, Pass};
 use super::scan::{By, Errand, Finding};
@@ -15,7 +15,7 @@ use super::state::StateFile;
 use super::{Answer, Run};
 use crate::counters::Reading;
 use crate::dm::{Device, Label};
-use crate::engine::{End, Event, FileId, Look, Report, Spec, Time};
+use crate::engine::{self, End, Event, FileId, Look, Report, Spec, Time};
 use crate::group::Mark;
 use crate::home::label;
 use crate::ledger::{Holder, Ledger};
@@ -35,9 +35,6 @@ const SAVE_SHARE: u32 = 50;
 const KEEP: Duration = Duration::from_secs(30 * 24 * 3600);
 const KEEP_MAX: usize = 100_000;
 
-/// What was read so long ago is as good as what is read now.
-const FRESH: Duration = Duration::from_millis(100);
-
 /// How long somebody waits for what is read now; and the end, for the last reading and writing.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -50,7 +47,7 @@ pub(super) struct Books {
     pub(super) devices: HashMap<Device, Seen>,
     waiting: Vec<Waiting>,
     /// Devices whose last reading the end waits for.
-    last: Option<BTreeSet<Device>>,
+    last: Option<Awaited>,
     state: Option<Arc<StateFile>>,
     /// When the ledger is to be written, unless there is nothing new.
     save_due: Option<Time>,
@@ -78,6 +75,8 @@ pub(super) struct Seen {
     pub(super) at: Option<f64>,
     pub(super) regions: usize,
     pub(super) error: Option<String>,
+    /// It was told that somebody sets counters to zero.
+    told: bool,
 }
 
 /// Somebody who wants to know totals as they are now.
@@ -85,8 +84,26 @@ pub(super) struct Seen {
 struct Waiting {
     path: Option<PathBuf>,
     reply: Sender<Reply>,
-    devices: BTreeSet<Device>,
+    awaited: Awaited,
     until: Time,
+}
+
+/// Readings that somebody waits for.
+#[derive(Debug)]
+struct Awaited {
+    /// They tell of everything that was counted by then.
+    since: Time,
+    devices: BTreeSet<Device>,
+}
+
+impl Awaited {
+    /// One has come that was begun then. Gives whether it was the last.
+    fn has_come(&mut self, device: Device, began: Time) -> bool {
+        if began >= self.since {
+            self.devices.remove(&device);
+        }
+        self.devices.is_empty()
+    }
 }
 
 /// Now, by the clock on the wall.
@@ -193,7 +210,7 @@ impl Run {
 
     /// An order was carried out: takes what was counted, and gives the engine the outcome.
     pub(super) fn did(&mut self, did: Did, events: &mut Vec<Event>) {
-        let Did { mut event, took, news } = did;
+        let Did { event, took, news } = did;
         if let Some(books) = &mut self.books {
             match &event {
                 Event::Updated(device, _, outcome) => {
@@ -213,11 +230,12 @@ impl Run {
         match news {
             Some(News::Passed(file, passage)) => self.passed(file, &passage),
             Some(News::Read(pass)) => {
-                let device = pass.device;
-                let resets = self.absorb(pass);
-                event = Event::Read(device, resets > 0);
-                self.answer_waiting(Some(device));
-                self.last_read(device, events);
+                let (device, cost) = (pass.device, pass.cost);
+                let reset = self.absorb(pass) > 0;
+                let began = self.engine.read_began(device).unwrap_or(self.now());
+                self.answer_waiting(Some((device, began)));
+                self.last_read(device, began, events);
+                return events.push(Event::Read(device, engine::Reading { reset, cost }));
             }
             None => {}
         }
@@ -271,6 +289,13 @@ impl Run {
             }
         }
         books.resets += resets;
+        if resets > 0 && !std::mem::replace(&mut seen.told, true) {
+            info!(
+                "{}: somebody sets counters to zero, as dmstats report does: of what he takes the \
+                 totals miss what was not read before",
+                pass.device
+            );
+        }
         books.save_by(now + SAVE);
         resets
     }
@@ -306,25 +331,31 @@ impl Run {
         events: &mut Vec<Event>,
     ) {
         let now = self.now();
-        let devices = self.engine.read_now(now, FRESH, PATIENCE).into_iter().collect();
+        let awaited = self.read_now(now);
         let reply = reply.clone();
         if let Some(books) = &mut self.books {
-            books.waiting.push(Waiting { path, reply, devices, until: now + PATIENCE });
+            books.waiting.push(Waiting { path, reply, awaited, until: now + PATIENCE });
         }
         self.answer_waiting(None);
         events.push(Event::Tick);
     }
 
-    /// Answers those who have waited for this device at last, and those who have waited enough.
-    pub(super) fn answer_waiting(&mut self, read: Option<Device>) {
+    fn read_now(&mut self, now: Time) -> Awaited {
+        let devices = self.engine.read_now(now, PATIENCE).into_iter().collect();
+        Awaited { since: now, devices }
+    }
+
+    /// Answers those who have waited for this device's reading at last, which was begun then, and
+    /// those who have waited enough.
+    pub(super) fn answer_waiting(&mut self, read: Option<(Device, Time)>) {
         let now = self.now();
         let Some(books) = &mut self.books else { return };
         let mut waiting = std::mem::take(&mut books.waiting);
         waiting.retain_mut(|one| {
-            if let Some(device) = read {
-                one.devices.remove(&device);
+            if let Some((device, began)) = read {
+                one.awaited.has_come(device, began);
             }
-            if !one.devices.is_empty() && now < one.until {
+            if !one.awaited.devices.is_empty() && now < one.until {
                 return true;
             }
             one.reply.send(self.totals_of(one.path.as_deref())).ok(); // it may have gone
@@ -341,21 +372,18 @@ impl Run {
         if self.books.is_none() {
             return false;
         }
-        let devices: BTreeSet<Device> =
-            self.engine.read_now(now, Duration::ZERO, PATIENCE).into_iter().collect();
-        let wait = !devices.is_empty();
+        let awaited = self.read_now(now);
+        let wait = !awaited.devices.is_empty();
         if let Some(books) = &mut self.books {
-            books.last = Some(devices).filter(|_| wait);
+            books.last = Some(awaited).filter(|_| wait);
         }
         events.push(Event::Tick);
         wait
     }
 
-    fn last_read(&mut self, device: Device, events: &mut Vec<Event>) {
+    fn last_read(&mut self, device: Device, began: Time, events: &mut Vec<Event>) {
         let Some(books) = &mut self.books else { return };
-        let Some(last) = &mut books.last else { return };
-        last.remove(&device);
-        if last.is_empty() {
+        if books.last.as_mut().is_some_and(|last| last.has_come(device, began)) {
             books.last = None;
             events.push(Event::Stop);
         }

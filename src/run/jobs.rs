@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use log::debug;
+use nix::time::{ClockId, clock_gettime};
 
 use super::Answer;
 use super::closing::Files;
@@ -13,7 +14,7 @@ use super::pulse::Pulse;
 use super::tidy::Tidy;
 use crate::counters::Reading;
 use crate::dm::{Device, Dm, Known};
-use crate::engine::{Batch, Event, FileId};
+use crate::engine::{self, Batch, Event, FileId};
 use crate::extent::Extents;
 use crate::group::Mark;
 use crate::home::{Home, sysfs};
@@ -90,6 +91,8 @@ pub(super) struct Pass {
     pub(super) whole: Option<Reading>,
     /// The groups, and how many regions there are in all; nothing if nothing has moved.
     pub(super) outcome: Result<Option<(Vec<Counts>, usize)>, update::Error>,
+    /// Processor time that it took.
+    pub(super) cost: Duration,
 }
 
 /// What a group has counted.
@@ -200,7 +203,8 @@ fn carry_out(dm: &mut impl Dm, claim: u32, order: Order, counting: bool) -> (Eve
         }
         Order::Read { device, groups, before } => {
             let pass = read(dm, device, groups, before.as_deref());
-            (Event::Read(device, false), Some(News::Read(pass)))
+            let reading = engine::Reading { reset: false, cost: pass.cost };
+            (Event::Read(device, reading), Some(News::Read(pass)))
         }
     }
 }
@@ -211,6 +215,7 @@ fn read(
     groups: Vec<(FileId, Group)>,
     before: Option<&str>,
 ) -> Pass {
+    let began = processor_time();
     let stat = sysfs(device, "stat").filter(|_| counts_io(device));
     let outcome = if stat.is_some() && stat.as_deref() == before {
         Ok(None)
@@ -223,7 +228,14 @@ fn read(
         })
     };
     let whole = sysfs(device, "stat").and_then(|stat| Reading::of_device(&stat));
-    Pass { device, stat, whole, outcome }
+    let cost = processor_time().saturating_sub(began);
+    Pass { device, stat, whole, outcome, cost }
+}
+
+/// What this thread has used so far; nothing if nobody knows.
+fn processor_time() -> Duration {
+    let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID);
+    time.map_or(Duration::ZERO, Duration::from)
 }
 
 /// Whether the device's own statistics move when there is I/O; newer kernels can be told that they

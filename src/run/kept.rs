@@ -65,3 +65,32 @@ impl Kept {
         PathBuf::from(path)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(bytes: &[u8]) -> Result<String, String> {
+        let text = String::from_utf8(bytes.to_vec()).map_err(|error| error.to_string())?;
+        if text.ends_with('.') { Ok(text) } else { Err("it is cut".to_owned()) }
+    }
+
+    #[test]
+    fn a_reader_finds_the_old_content_or_the_new_and_what_is_cut_is_set_aside() {
+        let folder = tempfile::tempdir().unwrap();
+        let kept = Kept::at(folder.path().join("x.json"));
+        assert_eq!(kept.read(parse, "so what"), None);
+        kept.write(b"one.").unwrap();
+        let open = fs::File::open(kept.path()).unwrap();
+        kept.write(b"two.").unwrap();
+        assert_eq!(io::read_to_string(open).unwrap(), "one.");
+        assert_eq!(kept.read(parse, "so what").as_deref(), Some("two."));
+        fs::write(kept.beside(".new"), "thr").unwrap(); // killed while it was written
+        assert_eq!(kept.read(parse, "so what").as_deref(), Some("two."));
+        kept.write(b"three.").unwrap();
+        fs::write(kept.path(), "thr").unwrap();
+        assert_eq!(kept.read(parse, "so what"), None);
+        assert_eq!(fs::read(folder.path().join("x.json.damaged")).unwrap(), b"thr");
+        assert!(!kept.path().exists());
+    }
+}

@@ -173,7 +173,6 @@ pub fn serve<D: Dm + Send + 'static>(
     supervisor::ready();
     ready();
     let outcome = run.serve();
-    supervisor::stopping();
     run.save_at_end();
     drop((server, exporter)); // nobody is left who would answer
     // Files that are open are closed when the process ends: here a device could keep it from that.

@@ -77,3 +77,85 @@ fn parse(bytes: &[u8]) -> Result<Ledger, String> {
     let saved: Saved = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     saved.try_into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::counters::{Counters, Reading};
+    use crate::extent::Extent;
+    use crate::group::Mark;
+    use crate::ledger::Holder;
+    use crate::message::RegionId;
+    use crate::update::{Count, Tally};
+
+    fn holder() -> Holder {
+        Holder { device: "LVM-x".into(), key: 1, nonce: None }
+    }
+
+    /// A ledger in which a file has so many reads.
+    fn ledger(reads: u64) -> Ledger {
+        let counters = Counters { reads_completed: reads, ..Counters::default() };
+        let reading = Reading { counters, ..Reading::default() };
+        let extent = Extent::new(0, 8).unwrap();
+        let count = Count { id: RegionId(0), extent, reading, bounds_ns: Vec::new() };
+        let tally = Tally { members: vec![count], others: Vec::new() };
+        let mut ledger = Ledger::default();
+        ledger.absorb(&holder(), Mark { key: 1, nonce: 2 }, &tally, 0);
+        ledger
+    }
+
+    fn reads(ledger: &Ledger) -> u64 {
+        ledger.account(&holder()).map_or(0, |account| account.counters.reads_completed)
+    }
+
+    /// What a service that is killed at any moment of a writing leaves is the old ledger or the
+    /// new, and what a power cut leaves of the new is the old at least.
+    #[test]
+    fn whatever_is_left_there_is_a_whole_ledger() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let put = |name: &str, content: Option<&[u8]>| match content {
+            Some(content) => fs::write(path(name), content).unwrap(),
+            None => drop(fs::remove_file(path(name))),
+        };
+        let content = |reads| serde_json::to_vec(&ledger(reads).saved()).unwrap();
+        let (one, two, three) = (content(1), content(2), content(3));
+        let state = StateFile::open(folder.path()).unwrap();
+        assert_eq!(reads(&state.read()), 0);
+        for (before, last, new, expected) in [
+            // In the order of StateFile::write().
+            (Some(&one[..]), Some(&two[..]), None, 2),
+            (None, Some(&two), None, 2),
+            (Some(&two), Some(&two), None, 2),
+            (Some(&two), Some(&two), Some(&three[..9]), 2),
+            (Some(&two), Some(&two), Some(&three), 2),
+            (Some(&two), Some(&three), None, 3),
+            // After a power cut.
+            (Some(&two), Some(b""), None, 2),
+            (Some(&two), Some(&three[..three.len() - 1]), None, 2),
+            (Some(&two), Some(&[0; 900]), None, 2),
+            (Some(b""), Some(b""), Some(b""), 0),
+            (Some(b"{}"), Some(b"[]"), None, 0),
+        ] {
+            put("totals.json.before", before);
+            put("totals.json", last);
+            put("totals.json.new", new);
+            assert_eq!(reads(&state.read()), expected, "{:?}", last.map(<[u8]>::escape_ascii));
+            state.write(&ledger(4)).unwrap();
+            assert_eq!(reads(&state.read()), 4, "and it goes on");
+        }
+    }
+
+    #[test]
+    fn a_folder_has_one_service() {
+        let folder = tempfile::tempdir().unwrap();
+        let inner = folder.path().join("a/b");
+        let state = StateFile::open(&inner).unwrap();
+        let error = StateFile::open(&inner).unwrap_err().to_string();
+        assert!(error.contains("another service"), "{error}");
+        drop(state);
+        StateFile::open(&inner).unwrap();
+        fs::write(folder.path().join("file"), "").unwrap();
+        assert!(StateFile::open(&folder.path().join("file")).is_err());
+    }
+}

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::iter;
+use std::time::Duration;
 
 use dmfilemapd::dm::Device;
 use dmfilemapd::engine::{
-    Action, Batch, End, Engine, Event, FileId, MAPPING_MAX, Report, Settings, Spec, Time,
+    Action, Batch, End, Engine, Event, FileId, MAPPING_MAX, Reading, Report, Settings, Spec, Time,
 };
 use dmfilemapd::extent::Extents;
 use dmfilemapd::group::Mark;
@@ -365,7 +366,7 @@ impl World {
             What::Read(device, groups) => {
                 let groups: Vec<Group> = groups.iter().map(|(_, group)| *group).collect();
                 update::read(&mut self.table, *device, &groups).ok(); // the device may be gone
-                Event::Read(*device, self.dice.one_in(200))
+                Event::Read(*device, Reading { reset: self.dice.one_in(200), cost: Duration::ZERO })
             }
         }
     }

@@ -84,7 +84,7 @@ fn boot(kernel: Option<OsString>, name: &str) -> Output {
         // As the command itself it is seen in there, wherever it lies.
         .arg(env::current_exe().expect("the test knows its program"))
         .env(INSIDE, "1")
-        .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .args(["--exact", name, "--include-ignored", "--nocapture", "--test-threads=1"])
         .stdin(Stdio::null())
         .output()
         .unwrap_or_else(|error| panic!("{}: {error}", runner.display()))
