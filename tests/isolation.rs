@@ -255,24 +255,23 @@ impl Ward {
     }
 
     /// The last file of a disk that is followed by its path.
-    fn last(&self, disk: &Disk) -> PathBuf {
+    fn last(disk: &Disk) -> PathBuf {
         disk.path(&format!("{}-{}.path", disk.name, OF_EACH - 1))
     }
 
-    /// Until none of the files is open that are followed by their path.
-    fn wait_until_closed(&self, service: &Daemon) {
-        wait_until("files that are followed by their path are closed", || {
-            let open = daemon::descriptors(service.pid()).into_values();
-            let open: Vec<String> = open.filter(|path| path.ends_with(".path")).collect();
-            if open.is_empty() { Ok(()) } else { Err(format!("{open:?}")) }
-        });
-    }
-
-    /// A file of the frozen filesystem that is unlinked: when who has this closes it, the service
-    /// closes it last.
-    fn unlink_a_frozen_one(&self) -> File {
-        let path = self.frozen.path(&format!("{}-0.inode", self.frozen.name));
+    /// A file of the frozen filesystem that was added and is unlinked: when who has this closes it,
+    /// the service closes it last.
+    fn unlink_a_frozen_one(&self, service: &Daemon) -> File {
+        let path = self.frozen.path("0.not");
+        told(&format!("add {}", text(&path)));
         let file = File::open(&path).unwrap();
+        wait_until("the service has it open", || {
+            let open = daemon::descriptors(service.pid());
+            match open.values().any(|open| Path::new(open) == path) {
+                true => Ok(()),
+                false => Err(format!("{open:?}")),
+            }
+        });
         fs::remove_file(&path).unwrap();
         file
     }
@@ -333,8 +332,18 @@ impl Ward {
     }
 }
 
+/// Until none of the files is open that are followed by their path.
+fn wait_until_closed(service: &Daemon) {
+    let by_path = |path: &&String| Path::new(path).extension().is_some_and(|end| end == "path");
+    wait_until("files that are followed by their path are closed", || {
+        let open = daemon::descriptors(service.pid());
+        let open: Vec<&String> = open.values().filter(by_path).collect();
+        if open.is_empty() { Ok(()) } else { Err(format!("{open:?}")) }
+    });
+}
+
 /// Rounds of changes.
-const ROUNDS: u64 = 5;
+const ROUNDS: u64 = 3;
 
 /// Threads that may be at work for one device: for stamps, two for maps, for closing, for messages.
 const OF_DEVICE: usize = 5;
@@ -385,108 +394,82 @@ fn ask_for_what_is_stuck(ward: &Ward, service: &Daemon) {
     assert_eq!(wait_for_state(&ward.fine[0].path("0.not"), "following").state, "following");
 }
 
-#[test]
-fn what_is_stuck_holds_up_nothing_else() {
-    if !vm::inside("what_is_stuck_holds_up_nothing_else") {
-        return;
-    }
-    let begin = std::time::Instant::now();
-    guest::write_back_soon();
-    eprintln!("STEP 1 {:?}", begin.elapsed());
-    let ward = Ward::format();
-    eprintln!("STEP 2 {:?}", begin.elapsed());
-    ward.write_files();
-    eprintln!("STEP 3 {:?}", begin.elapsed());
-    let many = ward.many.path("many.inode");
-    eprintln!("STEP 4 {:?}", begin.elapsed());
-    fragment(&many, EXTENTS);
-    eprintln!("STEP 5 {:?}", begin.elapsed());
-    let by_path = "[[file]]\npath = \"/mnt/*/*.path\"\nmode = \"path\"\n";
-    eprintln!("STEP 6 {:?}", begin.elapsed());
-    configure(&format!("[[file]]\npath = \"/mnt/*/*.inode\"\n{by_path}"));
-    eprintln!("STEP 7 {:?}", begin.elapsed());
-    let mut service = serve("--full-look 1s --fixed --rescan-interval 2s");
-    eprintln!("STEP 8 {:?}", begin.elapsed());
-    for disk in ward.all() {
-        wait_for_state(&ward.last(disk), "following");
-    }
-    let before = ward.change_what_is_fine(&service, 0);
-    eprintln!("STEP 9 {:?}", begin.elapsed());
-    ward.wait_until_closed(&service);
-    eprintln!("STEP 10 {:?}", begin.elapsed());
-    let gone = ward.unlink_a_frozen_one();
-    eprintln!("STEP 11 {:?}", begin.elapsed());
-    let rewriting = Rewriting::start(&many);
-    eprintln!("STEP 12 {:?}", begin.elapsed());
-    ward.hold_up();
-    eprintln!("STEP 13 {:?}", begin.elapsed());
-    drop(gone);
-    eprintln!("STEP 14 {:?}", begin.elapsed());
-
-    let after = ward.change_what_is_fine(&service, ROUNDS);
-    eprintln!("STEP 15 {:?}", begin.elapsed());
-    assert!(after <= 2 * before, "{after} looks instead of {before}");
-    eprintln!("STEP 16 {:?}", begin.elapsed());
-    for disk in ward.stuck() {
-        eprintln!("now {} {:?}", disk.name, begin.elapsed());
-        wait_until(&format!("{} is stuck", disk.name), || {
-            match {
-                let x = Ward::state(disk);
-                eprintln!("{x:?} {:?} {:?}", begin.elapsed(), threads(service.pid()));
-                x
-            } {
-                DeviceState::Stuck => Ok(()),
-                other => Err(format!("{other:?}: {}", service.said())),
-            }
-        });
-    }
-    assert_threads_are_bounded(&ward, &service);
-    eprintln!("STEP 17 {:?}", begin.elapsed());
-    ask_for_what_is_stuck(&ward, &service);
-    eprintln!("STEP 18 {:?}", begin.elapsed());
-    assert_eq!(wait_for_state(&many, "updating").group, None, "that takes its time");
-    eprintln!("STEP 19 {:?}", begin.elapsed());
-    for disk in ward.fine.iter().chain([&ward.many]) {
-        assert_eq!(Ward::state(disk), DeviceState::Ok, "{}", disk.name);
-    }
-    drop(rewriting);
-    eprintln!("STEP 20 {:?}", begin.elapsed());
-    eprintln!("{before} {after} {:?} {}", threads(service.pid()), service.said());
-    eprintln!("STEP 21 {:?}", begin.elapsed());
-    let new = ward.fine[1].path("new.path");
-    eprintln!("STEP 22 {:?}", begin.elapsed());
+/// New files are found and followed, and those that are gone let go, beside what is stuck. Gives
+/// the new one.
+fn files_come_and_go(ward: &Ward) -> PathBuf {
+    let (new, old) = (ward.fine[1].path("new.path"), Ward::last(&ward.fine[0]));
     write(&new, 0, 16);
-    eprintln!("STEP 23 {:?}", begin.elapsed());
     wait_for_state(&new, "following");
-    eprintln!("STEP 24 {:?}", begin.elapsed());
-    fs::remove_file(ward.last(&ward.fine[0])).unwrap();
-    eprintln!("STEP 25 {:?}", begin.elapsed());
-    wait_until("what is gone is let go", || match status_of(&ward.last(&ward.fine[0])) {
+    fs::remove_file(&old).unwrap();
+    wait_until("what is gone is let go", || match status_of(&old) {
         None => Ok(()),
         Some(status) => Err(format!("{status:?}")),
     });
+    new
+}
 
+/// It ends though threads of it hang, and another one takes over what is not stuck.
+fn end_and_start_again(ward: &Ward, service: &Daemon, some: &Path) -> Daemon {
     signal(service.pid(), Signal::SIGTERM);
-    eprintln!("STEP 26 {:?}", begin.elapsed());
     wait_until("it has ended, but for threads that hang", || {
         let state = stat_fields(service.pid())[0].clone();
         if state == "Z" { Ok(()) } else { Err(state) }
     });
     assert!(!Path::new(SOCKET).exists());
-    eprintln!("STEP 27 {:?}", begin.elapsed());
-    let next = serve("--rescan-interval 2s");
-    eprintln!("STEP 28 {:?}", begin.elapsed());
-    wait_for_state(&new, "following");
-    eprintln!("STEP 29 {:?}", begin.elapsed());
+    let next = serve(OPTIONS);
+    wait_for_state(some, "following");
     ward.change_what_is_fine(&next, 2 * ROUNDS);
-    eprintln!("STEP 30 {:?}", begin.elapsed());
-    ward.let_go_on();
-    eprintln!("STEP 31 {:?}", begin.elapsed());
-    assert_eq!(service.wait_for_end().code(), Some(0));
-    eprintln!("STEP 32 {:?}", begin.elapsed());
+    next
+}
+
+/// Files are found and read again soon.
+const OPTIONS: &str = "--full-look 1s --fixed --rescan-interval 2s";
+
+#[test]
+fn what_is_stuck_holds_up_nothing_else() {
+    if !vm::inside("what_is_stuck_holds_up_nothing_else") {
+        return;
+    }
+    guest::write_back_soon();
+    let ward = Ward::format();
+    ward.write_files();
+    let many = ward.many.path("many.inode");
+    fragment(&many, EXTENTS);
+    let by_path = "[[file]]\npath = \"/mnt/*/*.path\"\nmode = \"path\"\n";
+    configure(&format!("[[file]]\npath = \"/mnt/*/*.inode\"\n{by_path}"));
+    let mut service = serve(OPTIONS);
+    for disk in ward.all() {
+        wait_for_state(&Ward::last(disk), "following");
+    }
+    let before = ward.change_what_is_fine(&service, 0);
+    wait_until_closed(&service);
+    let gone = ward.unlink_a_frozen_one(&service);
+    let rewriting = Rewriting::start(&many);
+    ward.hold_up();
+    drop(gone);
+
+    let after = ward.change_what_is_fine(&service, ROUNDS);
+    assert!(after <= 2 * before, "{after} looks instead of {before}");
     for disk in ward.stuck() {
-        let file = disk.path(&format!("{}-0.inode", disk.name));
-        write(&file, 256, 16);
-        assert_follows(disk, "going on", &file, &format!("{}-0.inode", disk.name));
+        wait_until(&format!("{} is stuck", disk.name), || match Ward::state(disk) {
+            DeviceState::Stuck => Ok(()),
+            other => Err(format!("{other:?}: {}", service.said())),
+        });
+    }
+    assert_threads_are_bounded(&ward, &service);
+    ask_for_what_is_stuck(&ward, &service);
+    assert_eq!(wait_for_state(&many, "updating").group, None, "that takes its time");
+    for disk in ward.fine.iter().chain([&ward.many]) {
+        assert_eq!(Ward::state(disk), DeviceState::Ok, "{}", disk.name);
+    }
+    drop(rewriting);
+    let new = files_come_and_go(&ward);
+    let _next = end_and_start_again(&ward, &service, &new);
+    ward.let_go_on();
+    assert_eq!(service.wait_for_end().code(), Some(0));
+    for disk in ward.stuck() {
+        let name = format!("{}-0.inode", disk.name);
+        write(&disk.path(&name), 256, 16);
+        assert_follows(disk, "going on", &disk.path(&name), &name);
     }
 }

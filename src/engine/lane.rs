@@ -107,12 +107,6 @@ impl Lane {
             && self.mapping.iter().any(Option::is_none)
     }
 
-    /// When the oldest of what is under way was begun.
-    pub(super) fn busy_since(&self) -> Option<Time> {
-        let maps = self.mapping.iter().copied().flatten();
-        maps.chain(self.stamping).chain(self.ordering).min()
-    }
-
     pub(super) fn is_to_be_swept(&self, now: Time) -> bool {
         self.files > 0 && self.ordering.is_none() && self.sweep <= now
     }

@@ -96,8 +96,6 @@ pub struct DeviceStatus {
     pub files: usize,
     /// Regions created so far, each of which stopped the device's I/O for a moment.
     pub creates: u64,
-    /// How long the oldest of what is under way for it has taken so far.
-    pub busy: Duration,
 }
 
 impl Engine {
@@ -134,13 +132,12 @@ impl Engine {
         })
     }
 
-    /// How the devices are doing at `now`: those that files lie on.
-    pub fn device_statuses(&self, now: Time) -> impl Iterator<Item = DeviceStatus> {
-        let status = move |lane: &Lane| DeviceStatus {
+    /// The devices that files lie on.
+    pub fn device_statuses(&self) -> impl Iterator<Item = DeviceStatus> {
+        let status = |lane: &Lane| DeviceStatus {
             device: lane.device,
             files: lane.files,
             creates: lane.creates,
-            busy: lane.busy_since().map_or(Duration::ZERO, |since| now.since(since)),
         };
         self.lanes.iter().filter(|lane| lane.files > 0).map(status)
     }

@@ -197,9 +197,9 @@ impl Run {
         mark: Mark,
         claimed: Option<&Claimed>,
     ) -> Option<Holder> {
-        let (now, device) = (self.now(), spec.device);
+        let device = spec.device;
         let books = self.books.as_mut()?;
-        if self.engine.device_statuses(now).all(|known| known.device != device) {
+        if self.engine.device_statuses().all(|known| known.device != device) {
             books.meet(device);
         }
         let mark = spec.group.map_or(mark, |group| group.mark);

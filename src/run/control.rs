@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded};
 use parking_lot::Mutex;
@@ -333,7 +333,7 @@ impl Run {
         let now = self.now();
         let clock = unix_time();
         let devices: Vec<DeviceStatus> =
-            self.engine.device_statuses(now).map(|status| self.device_status(&status)).collect();
+            self.engine.device_statuses().map(|status| self.device_status(&status)).collect();
         let wanted = |file: &FileId| path.is_none_or(|path| self.is_at(*file, path));
         let files = self.followed().filter(wanted).filter_map(|file| {
             let status = self.engine.file_status(now, file)?;
@@ -367,7 +367,7 @@ impl Run {
 impl Run {
     pub(super) fn device_status(&self, status: &engine::DeviceStatus) -> DeviceStatus {
         let label = home::label(status.device);
-        let stuck = self.pulse.stuck(status.device, status.busy);
+        let stuck = self.pulse.stuck(status.device, Instant::now());
         let state = match (&label, stuck) {
             (None, _) if Path::new("/sys/block").exists() => DeviceState::Gone,
             (_, Some(_)) => DeviceState::Stuck,

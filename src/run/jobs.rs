@@ -10,7 +10,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::Answer;
 use super::closing::Files;
-use super::pulse::Pulse;
+use super::pulse::{Heard, Pulse};
 use super::tidy::Tidy;
 use crate::counters::Reading;
 use crate::dm::{Device, Dm, Known};
@@ -47,12 +47,14 @@ pub(super) enum Order {
     Update {
         file: FileId,
         device: Device,
+        home: Option<Arc<Home>>,
         group: Group,
         want: Extents,
     },
     Remove {
         file: FileId,
         device: Device,
+        home: Option<Arc<Home>>,
         group: Group,
     },
     Sweep {
@@ -65,6 +67,28 @@ pub(super) enum Order {
         groups: Vec<(FileId, Group)>,
         before: Option<String>,
     },
+}
+
+impl Order {
+    fn device(&self) -> Device {
+        match self {
+            Order::Establish { device, .. }
+            | Order::Update { device, .. }
+            | Order::Remove { device, .. }
+            | Order::Sweep { device, .. }
+            | Order::Read { device, .. } => *device,
+        }
+    }
+
+    /// The device that may be written to.
+    fn home(&self) -> Option<Arc<Home>> {
+        match self {
+            Order::Establish { home, .. }
+            | Order::Update { home, .. }
+            | Order::Remove { home, .. } => home.clone(),
+            Order::Sweep { .. } | Order::Read { .. } => None,
+        }
+    }
 }
 
 /// An order that was carried out.
@@ -109,6 +133,7 @@ pub(super) fn sampler(
         let answer = match job {
             Sample::Look { mut batch, mut reaches, keep } => {
                 let mounts = lists.mounts();
+                let job = pulse.begin(batch.device);
                 for (look, reach) in iter::zip(&mut batch.looks, &mut reaches) {
                     look.sight = match batch.maps {
                         _ if reach.is_detached(&mounts) => Sight::Unmounted,
@@ -116,7 +141,7 @@ pub(super) fn sampler(
                         None => sample::compare(reach, look.last),
                     };
                     if batch.maps.is_some() {
-                        pulse.beat(batch.device);
+                        job.gets_on();
                     }
                 }
                 Answer::Looked(batch, reaches)
@@ -153,9 +178,11 @@ pub(super) fn ioctls(
     claim: u32,
     inbox: Sender<Answer>,
     tidy: Option<Tidy>,
+    pulse: Pulse,
     counting: bool,
 ) -> impl FnMut(Order) {
     move |order| {
+        let mut dm = Heard { dm: &mut dm, job: pulse.begin(order.device()) };
         if let (Some(tidy), Order::Sweep { device, .. }) = (&tidy, &order) {
             tidy.swept(&mut dm, *device);
         }
@@ -169,30 +196,31 @@ pub(super) fn ioctls(
 
 fn carry_out(dm: &mut impl Dm, claim: u32, order: Order, counting: bool) -> (Event, Option<News>) {
     let passed = |file, passage: Option<Passage>| Some(News::Passed(file, passage?));
+    let home = order.home();
+    let mut dm = Known { dm, label: home.as_ref().map(|home| &home.label) };
     match order {
-        Order::Establish { file, device, home, template, mark, want } => {
-            let dm = Known { dm, label: home.as_ref().map(|home| &home.label) };
-            if counting {
-                let (passage, updated) =
-                    update::establish_counted(dm, device, &template, mark, claim, &want);
-                return (Event::Updated(device, file, updated), passed(file, passage));
-            }
+        Order::Establish { file, device, template, mark, want, .. } if counting => {
+            let (passage, updated) =
+                update::establish_counted(dm, device, &template, mark, claim, &want);
+            (Event::Updated(device, file, updated), passed(file, passage))
+        }
+        Order::Establish { file, device, template, mark, want, .. } => {
             let updated = update::establish(dm, device, &template, mark, claim, &want);
             (Event::Updated(device, file, updated), None)
         }
-        Order::Update { file, device, group, want } if counting => {
+        Order::Update { file, device, group, want, .. } if counting => {
             let (passage, updated) = update::update_counted(dm, device, group, &want);
             (Event::Updated(device, file, updated.map(Some)), passed(file, passage))
         }
-        Order::Update { file, device, group, want } => {
+        Order::Update { file, device, group, want, .. } => {
             let updated = update::update(dm, device, group, &want);
             (Event::Updated(device, file, updated.map(Some)), None)
         }
-        Order::Remove { file, device, group } if counting => {
+        Order::Remove { file, device, group, .. } if counting => {
             let (passage, removed) = update::remove_counted(dm, device, group);
             (Event::Removed(device, file, removed), passed(file, passage))
         }
-        Order::Remove { file, device, group } => {
+        Order::Remove { file, device, group, .. } => {
             (Event::Removed(device, file, update::remove(dm, device, group)), None)
         }
         Order::Sweep { device, groups } => {
@@ -202,7 +230,7 @@ fn carry_out(dm: &mut impl Dm, claim: u32, order: Order, counting: bool) -> (Eve
             (Event::Swept(device, seen), None)
         }
         Order::Read { device, groups, before } => {
-            let pass = read(dm, device, groups, before.as_deref());
+            let pass = read(&mut dm, device, groups, before.as_deref());
             let reading = engine::Reading { reset: false, cost: pass.cost };
             (Event::Read(device, reading), Some(News::Read(pass)))
         }

@@ -53,7 +53,7 @@ use closing::{Closing, Files};
 use control::{Desk, Question};
 use crew::Crew;
 use jobs::{Did, Order, Sample};
-use pulse::{Heard, Pulse};
+use pulse::Pulse;
 use scan::{Errand, Finding};
 pub use service::Read;
 use service::{Claimed, Service};
@@ -256,8 +256,8 @@ impl Run {
         let counting = settings.read.is_some();
         let ioctls = Crew::new("ioctl", move || {
             part_with_descriptors().ok(); // an older kernel cannot, and nothing depends on it
-            let dm = Heard { dm: open()?, pulse: of_ioctls.clone() };
-            Ok(jobs::ioctls(dm, claim, inbox_of_ioctls.clone(), tidy.clone(), counting))
+            let (inbox, pulse) = (inbox_of_ioctls.clone(), of_ioctls.clone());
+            Ok(jobs::ioctls(open()?, claim, inbox, tidy.clone(), pulse, counting))
         })?;
         let limit = raise_descriptor_limit();
         Ok(Run {
@@ -438,7 +438,8 @@ impl Run {
             Action::Gauge(device) => give(&self.samplers, Sample::Gauge(device)),
             Action::Close(file) => self.close(file),
             Action::Update(file, device, Some(group), want) => {
-                give(&self.ioctls, Order::Update { file, device, group, want });
+                let home = self.lasting_home(file);
+                give(&self.ioctls, Order::Update { file, device, home, group, want });
             }
             Action::Update(file, device, None, want) => {
                 let (template, mark) = self.files[file.index()].making.as_deref().cloned().expect(
@@ -448,7 +449,8 @@ impl Run {
                 give(&self.ioctls, Order::Establish { file, device, home, template, mark, want });
             }
             Action::Remove(file, device, group) => {
-                give(&self.ioctls, Order::Remove { file, device, group });
+                let home = self.lasting_home(file);
+                give(&self.ioctls, Order::Remove { file, device, home, group });
             }
             Action::Sweep(device, groups) => give(&self.ioctls, Order::Sweep { device, groups }),
             Action::Read(device, groups) => {
@@ -458,6 +460,13 @@ impl Run {
             Action::Report(file, report) => self.report(file, &self.explained(file, report)),
             Action::Finish => unreachable!("serve() returns then"),
         }
+    }
+
+    /// The device that the file was found on, if it is known by more than a name: with that alone
+    /// it cannot be told from another one when it was renamed. Then the marks have to tell.
+    fn lasting_home(&self, file: FileId) -> Option<Arc<Home>> {
+        let home = self.files[file.index()].home.as_ref();
+        home.filter(|home| !home.label.uuid.is_empty()).cloned()
     }
 
     /// With a device go its groups. Who asks another one that has its number sees just that.

@@ -5,7 +5,7 @@ use std::io;
 use std::mem;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::{error, info, warn};
 use parking_lot::Mutex;
@@ -123,8 +123,8 @@ impl Run {
     /// Does what is due without an event.
     pub(super) fn look_around(&mut self, now: Time) {
         let Some(service) = &mut self.service else { return };
-        let statuses = self.engine.device_statuses(now);
-        let stuck = statuses.filter(|at| self.pulse.stuck(at.device, at.busy).is_some());
+        let (statuses, clock) = (self.engine.device_statuses(), Instant::now());
+        let stuck = statuses.filter(|at| self.pulse.stuck(at.device, clock).is_some());
         let Some((number, trail)) = service.scans.begin(now, stuck.map(|at| at.device)) else {
             return;
         };
