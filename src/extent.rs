@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use xxhash_rust::xxh3::{Xxh3Default, xxh3_128};
+
 /// Bytes in a sector: the unit of device-mapper tables and statistics, whatever the block size
 /// of the device.
 pub const SECTOR_BYTES: u64 = 512;
@@ -173,20 +175,29 @@ impl Extents {
     /// nobody gains by forging one, since the extents are the filesystem's to choose.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
-        let mut hash = xxhash_rust::xxh3::Xxh3Default::new();
         // In batches: a call of `update` costs more than hashing the sixteen bytes of one extent.
-        let mut bytes = [0; 16 * 64];
-        for batch in self.0.chunks(64) {
-            for (extent, bytes) in batch.iter().zip(bytes.chunks_exact_mut(16)) {
-                bytes[..8].copy_from_slice(&extent.start.to_le_bytes());
-                bytes[8..].copy_from_slice(&extent.end.to_le_bytes());
-            }
-            hash.update(&bytes[..16 * batch.len()]);
-        }
-        let digest = hash.digest128();
+        let mut bytes = [0; 16 * BATCH];
+        let digest = if self.len() <= BATCH {
+            xxh3_128(as_bytes(&self.0, &mut bytes)) // so is the state of a hash of many batches
+        } else {
+            let mut hash = Xxh3Default::new();
+            self.0.chunks(BATCH).for_each(|batch| hash.update(as_bytes(batch, &mut bytes)));
+            hash.digest128()
+        };
         #[allow(clippy::cast_possible_truncation)] // into its two halves
         Fingerprint([(digest >> 64) as u64, digest as u64])
     }
+}
+
+/// Extents that are hashed at a time.
+const BATCH: usize = 64;
+
+fn as_bytes<'a>(batch: &[Extent], bytes: &'a mut [u8; 16 * BATCH]) -> &'a [u8] {
+    for (extent, bytes) in batch.iter().zip(bytes.chunks_exact_mut(16)) {
+        bytes[..8].copy_from_slice(&extent.start.to_le_bytes());
+        bytes[8..].copy_from_slice(&extent.end.to_le_bytes());
+    }
+    &bytes[..16 * batch.len()]
 }
 
 /// Collects extents in any order, overlapping or not, into the normal form.

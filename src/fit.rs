@@ -43,15 +43,17 @@ pub fn fit(
         let leaves: BTreeSet<RegionId> = moved.iter().map(|(id, _)| *id).collect();
         delta.keep.retain(|(id, _)| !leaves.contains(id));
         delta.delete.extend(moved.iter().map(|(id, _)| *id));
+        let mut saved = BTreeSet::new();
         for (_, extent) in moved {
             match spare.remove(&extent) {
                 Some(id) => {
-                    delta.delete.retain(|doomed| *doomed != id);
+                    saved.insert(id);
                     delta.keep.push((id, extent));
                 }
                 None => delta.create.push(extent),
             }
         }
+        delta.delete.retain(|doomed| !saved.contains(doomed));
     }
     delta.keep.sort_unstable_by_key(|(_, extent)| *extent);
     delta.create.sort_unstable();

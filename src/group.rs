@@ -71,9 +71,15 @@ impl Mark {
 }
 
 fn hex(digits: &[u8]) -> Option<u64> {
-    let digits = std::str::from_utf8(digits).ok()?;
-    let lower = digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    u64::from_str_radix(digits, 16).ok().filter(|_| lower)
+    let append = |number: u64, byte: &u8| {
+        let digit = match byte {
+            b'0'..=b'9' => byte - b'0',
+            b'a'..=b'f' => byte - b'a' + 10,
+            _ => return None,
+        };
+        Some(number.checked_mul(16)? + u64::from(digit))
+    };
+    if digits.is_empty() { None } else { digits.iter().try_fold(0, append) }
 }
 
 impl fmt::Display for Mark {

@@ -45,14 +45,43 @@ pub fn plan(have: &[Have], want: &Extents) -> Delta {
     let mut delta = Delta::default();
     let mut candidates = have.as_slice();
     for &span in want.as_slice() {
-        let end = candidates.partition_point(|region| region.extent.start() < span.end());
-        let (here, later) = candidates.split_at(end);
+        let is_here = |region: &&Have| region.extent.start() < span.end();
+        let (here, later) = candidates.split_at(candidates.iter().take_while(is_here).count());
         candidates = later;
-        plan_span(here, span, &mut delta);
+        if !plan_plain_span(here, span, &mut delta) {
+            plan_span(here, span, &mut delta);
+        }
     }
     delta.delete.extend(candidates.iter().map(|region| region.id));
     delta.delete.sort_unstable();
     delta
+}
+
+/// Plans one wanted extent if there is nothing to choose: what lies inside are members that do not
+/// overlap. That is always so, unless an update was cut or somebody else made the regions.
+fn plan_plain_span(here: &[Have], span: Extent, delta: &mut Delta) -> bool {
+    let inside = |region: &&Have| span.contains(region.extent);
+    let mut end = span.start();
+    let plain = here.iter().filter(inside).all(|region| {
+        let free = end <= region.extent.start();
+        end = region.extent.end();
+        free && region.member
+    });
+    if !plain {
+        return false;
+    }
+    let mut end = span.start();
+    for region in here {
+        if inside(&region) {
+            delta.create.extend(Extent::between(end, region.extent.start()));
+            delta.keep.push((region.id, region.extent));
+            end = region.extent.end();
+        } else {
+            delta.delete.push(region.id);
+        }
+    }
+    delta.create.extend(Extent::between(end, span.end()));
+    true
 }
 
 /// Plans one wanted extent; all that begins before its end and was not planned before is `here`.
@@ -113,7 +142,7 @@ impl Price {
 fn tile(mut regions: Vec<Have>, span: Extent, prefer: Prefer) -> Vec<Have> {
     let disjoint = regions.windows(2).all(|pair| pair[0].extent.end() <= pair[1].extent.start());
     if disjoint && (matches!(prefer, Prefer::Regions) || regions.is_empty()) {
-        return regions; // always so, unless an update was cut or somebody else made the regions
+        return regions;
     }
     regions.sort_by_key(|region| (region.extent.end(), region.id));
     let chain = cheapest_chain(&regions, span, prefer);

@@ -20,7 +20,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::mode::Mode;
 pub use totals::{
-    DeviceTotals, Errors, FileTotals, Remaps, SCHEMA, ServiceTotals, Source, Timing, Totals,
+    DeviceTotals, Errors, FileTotals, GridTotals, Remaps, SCHEMA, ServiceTotals, Source, Timing,
+    Totals,
 };
 
 /// The version of what is said; stands in every line as `protocol`.

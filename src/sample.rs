@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::libc;
+use rustix::fs::{FileType, Stat, fstat};
 
 use crate::dm::Device;
 use crate::extent::{Extent, Extents};
@@ -70,22 +71,22 @@ const TRIES: usize = 3;
 /// Compares the file's stamp with that of its last map. Opens nothing, and waits for nobody.
 pub fn compare(reach: &Reach, last: Option<Stamp>) -> Sight {
     match stat(reach) {
-        Ok(metadata) if last == Some(stamp(&metadata)) => Sight::Same,
+        Ok(stamp) if last == Some(stamp) => Sight::Same,
         Ok(_) => Sight::Changed,
         Err(sight) => sight,
     }
 }
 
 /// Looks at a file: the stamp first, then the map. A file that is opened for it stays open if
-/// `keep` says so.
-pub fn look(reach: &mut Reach, keep: bool, pages: &mut Pages) -> Sight {
+/// `keep` says so. `last` is the stamp of its last map, at which what is open now was looked at.
+pub fn look(reach: &mut Reach, last: Option<Stamp>, keep: bool, pages: &mut Pages) -> Sight {
     if let Some(file) = reach.held_inode() {
         return match stat(reach) {
-            Ok(metadata) => look_at_open(file, &metadata, pages),
+            Ok(stamp) => look_at_open(file, stamp, pages),
             Err(sight) => sight,
         };
     }
-    let sight = look_at_path(reach, pages);
+    let sight = look_at_path(reach, last, pages);
     if !keep || !matches!(sight, Sight::Mapped(..)) {
         reach.open = None;
     }
@@ -122,20 +123,16 @@ impl Reach {
     }
 }
 
-fn look_at_path(reach: &mut Reach, pages: &mut Pages) -> Sight {
+fn look_at_path(reach: &mut Reach, last: Option<Stamp>, pages: &mut Pages) -> Sight {
     for _ in 0..TRIES {
-        let metadata = match stat(reach) {
-            Ok(metadata) => metadata,
+        let stamp = match stat(reach) {
+            Ok(stamp) => stamp,
             Err(sight) => return sight,
         };
-        match held(reach, &metadata) {
-            // What took the place need not be what was checked at the start.
-            Ok(Some(file)) if is_realtime(file) => {
-                return absent("there is a realtime file of xfs at the path", &reach.path);
-            }
-            Ok(Some(file)) => return look_at_open(file, &metadata, pages),
+        match held(reach, stamp, last) {
+            Ok(Some(file)) => return look_at_open(file, stamp, pages),
             Ok(None) => {} // it was replaced in between: look again
-            Err(error) => return absent_or_failed(&reach.path, &error),
+            Err(sight) => return sight,
         }
     }
     Sight::Failed("the file is replaced faster than it can be opened".to_owned())
@@ -143,21 +140,26 @@ fn look_at_path(reach: &mut Reach, pages: &mut Pages) -> Sight {
 
 /// What the file is like now, if it is there and can be followed.
 #[allow(clippy::result_large_err)] // it is what a look gives, moved once
-fn stat(reach: &Reach) -> Result<Metadata, Sight> {
+fn stat(reach: &Reach) -> Result<Stamp, Sight> {
+    // By reference: the answers are long, and copied with a call if they are moved.
     if let Some(file) = reach.held_inode() {
-        let metadata = file.metadata().map_err(|error| Sight::Failed(format!("stat: {error}")))?;
-        return if is_unused(file, &metadata) { Err(Sight::Unused) } else { Ok(metadata) };
+        return match &fstat(file) {
+            Ok(found) if is_unused(file, found) => Err(Sight::Unused),
+            Ok(found) => Ok(stamp(found)),
+            Err(errno) => Err(Sight::Failed(format!("stat: {errno}"))),
+        };
     }
-    let metadata =
-        std::fs::metadata(&reach.path).map_err(|error| absent_or_failed(&reach.path, &error))?;
-    if !metadata.is_file() {
-        let found = format!("there is {} at the path", kind(&metadata));
-        return Err(absent(&found, &reach.path));
+    match &rustix::fs::stat(&*reach.path) {
+        Ok(found) if !is_regular(found) => {
+            let kind = std::fs::metadata(&reach.path).map_or("something else", |it| kind(&it));
+            Err(absent(&format!("there is {kind} at the path"), &reach.path))
+        }
+        Ok(found) if reach.mode == Mode::Inode && reach.identity.inode != found.st_ino => {
+            Err(absent("there is another file at the path", &reach.path))
+        }
+        Ok(found) => Ok(stamp(found)),
+        Err(errno) => Err(absent_or_failed(&reach.path, &(*errno).into())),
     }
-    if reach.mode == Mode::Inode && reach.identity.inode != metadata.ino() {
-        return Err(absent("there is another file at the path", &reach.path));
-    }
-    Ok(metadata)
 }
 
 fn absent(found: &str, path: &Path) -> Sight {
@@ -186,19 +188,25 @@ fn absent_or_failed(path: &Path, error: &io::Error) -> Sight {
     }
 }
 
-/// The open file that `metadata` describes; `None` if another one is at the path by now.
-fn held<'a>(reach: &'a mut Reach, metadata: &Metadata) -> io::Result<Option<&'a File>> {
-    let same = |file: &File| {
-        file.metadata()
-            .is_ok_and(|held| (held.dev(), held.ino()) == (metadata.dev(), metadata.ino()))
-    };
-    if reach.open.as_ref().is_none_or(|file| !same(file)) {
-        let opened = open_regular(&reach.path);
+/// The open file that has the stamp; `None` if another one is at the path by now.
+#[allow(clippy::result_large_err)] // likewise
+fn held(reach: &mut Reach, found: Stamp, last: Option<Stamp>) -> Result<Option<&File>, Sight> {
+    let is_found = |device, inode| (device, inode) == (found.device, found.inode);
+    let same = |stat: &Stat| is_found(device_of(stat.st_dev), stat.st_ino);
+    // What was open at the last map need not be asked again: an open file's number stays its own.
+    let known = last.is_some_and(|last| is_found(last.device, last.inode));
+    let is_open = |file: &File| known || fstat(file).is_ok_and(|held| same(&held));
+    if !reach.open.as_ref().is_some_and(is_open) {
+        let opened = open_and_stat(&reach.path);
         reach.open = None; // only now, so that the inode's number cannot be given anew
-        let opened = opened?;
+        let (opened, stat) = opened.map_err(|error| absent_or_failed(&reach.path, &error))?;
         let later = || inode::generation(&opened).unwrap_or(0) != reach.identity.generation;
-        if !same(&opened) || reach.mode == Mode::Inode && later() {
+        if !same(&stat) || reach.mode == Mode::Inode && later() {
             return Ok(None);
+        }
+        // What took the place need not be what was checked at the start.
+        if is_realtime(&opened) {
+            return Err(absent("there is a realtime file of xfs at the path", &reach.path));
         }
         reach.open = Some(opened);
     }
@@ -211,15 +219,23 @@ fn held<'a>(reach: &'a mut Reach, metadata: &Metadata) -> io::Result<Option<&'a 
 ///
 /// Of the kernel, or `InvalidInput` if there is something else at the path.
 pub fn open_regular(path: &Path) -> io::Result<File> {
+    Ok(open_and_stat(path)?.0)
+}
+
+fn open_and_stat(path: &Path) -> io::Result<(File, Stat)> {
     // A path may become a FIFO (whose open waits), a terminal or a device between two looks.
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    let metadata = file.metadata()?;
-    if metadata.is_file() {
-        return Ok(file);
+    let stat = fstat(&file)?;
+    if is_regular(&stat) {
+        return Ok((file, stat));
     }
-    let kind = kind(&metadata);
+    let kind = kind(&file.metadata()?);
     Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is {kind}, not a regular file")))
+}
+
+fn is_regular(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode).is_file()
 }
 
 /// What a path leads to, with its article.
@@ -237,27 +253,30 @@ pub fn kind(metadata: &Metadata) -> &'static str {
 }
 
 /// The stamp that `stat` gives.
-pub fn stamp(metadata: &Metadata) -> Stamp {
-    let nanoseconds =
-        |seconds: i64, rest: i64| seconds.wrapping_mul(1_000_000_000).wrapping_add(rest);
+fn stamp(found: &Stat) -> Stamp {
+    let nanoseconds = |seconds: i64, rest| {
+        seconds.wrapping_mul(1_000_000_000).wrapping_add(i64::try_from(rest).unwrap_or_default())
+    };
     Stamp {
-        device: device(metadata),
-        inode: metadata.ino(),
-        size: metadata.size(),
-        blocks: metadata.blocks(),
-        modified: nanoseconds(metadata.mtime(), metadata.mtime_nsec()),
-        changed: nanoseconds(metadata.ctime(), metadata.ctime_nsec()),
+        device: device_of(found.st_dev),
+        inode: found.st_ino,
+        size: u64::try_from(found.st_size).unwrap_or_default(),
+        blocks: u64::try_from(found.st_blocks).unwrap_or_default(),
+        modified: nanoseconds(found.st_mtime, found.st_mtime_nsec),
+        changed: nanoseconds(found.st_ctime, found.st_ctime_nsec),
     }
 }
 
 /// The device of the file's filesystem.
 pub fn device(metadata: &Metadata) -> Device {
-    let number = metadata.dev();
+    device_of(metadata.dev())
+}
+
+fn device_of(number: u64) -> Device {
     Device { major: libc::major(number), minor: libc::minor(number) }
 }
 
-fn look_at_open(file: &File, metadata: &Metadata, pages: &mut Pages) -> Sight {
-    let stamp = stamp(metadata);
+fn look_at_open(file: &File, stamp: Stamp, pages: &mut Pages) -> Sight {
     match read_map_since(file, stamp, pages) {
         Ok(map) => Sight::Mapped(stamp, map),
         Err(error) => Sight::Failed(format!("reading the extents (FIEMAP): {error}")),
@@ -274,7 +293,7 @@ fn look_at_open(file: &File, metadata: &Metadata, pages: &mut Pages) -> Sight {
 ///
 /// Of [`Pages::read`], and `FileTooLarge` for a file of more than 2^24 extents.
 pub fn read_map(file: &File, pages: &mut Pages) -> io::Result<Map> {
-    read_map_since(file, stamp(&file.metadata()?), pages)
+    read_map_since(file, stamp(&fstat(file)?), pages)
 }
 
 fn read_map_since(file: &File, mut before: Stamp, pages: &mut Pages) -> io::Result<Map> {
@@ -285,7 +304,7 @@ fn read_map_since(file: &File, mut before: Stamp, pages: &mut Pages) -> io::Resu
         if walk.pages == 1 {
             return Ok(walk.into_map(false));
         }
-        let after = stamp(&file.metadata()?);
+        let after = stamp(&fstat(file)?);
         if after == before {
             return Ok(walk.into_map(false));
         }
@@ -356,20 +375,20 @@ impl Walk {
 }
 
 /// Whether the file is unlinked and nobody else has it open or mapped.
-fn is_unused(file: &File, metadata: &Metadata) -> bool {
-    metadata.nlink() == 0 && !used_elsewhere(file, metadata)
+fn is_unused(file: &File, found: &Stat) -> bool {
+    found.st_nlink == 0 && !used_elsewhere(file, found)
 }
 
-fn used_elsewhere(file: &File, metadata: &Metadata) -> bool {
+fn used_elsewhere(file: &File, found: &Stat) -> bool {
     match inode::is_last_opener(file) {
         Ok(last) => !last,
         // No leases on this filesystem, or not for us: look who has it open. This does not see who
         // has it mapped only.
-        Err(_) => open_in_some_process(metadata),
+        Err(_) => open_in_some_process(found),
     }
 }
 
-fn open_in_some_process(wanted: &Metadata) -> bool {
+fn open_in_some_process(wanted: &Stat) -> bool {
     let Ok(processes) = std::fs::read_dir("/proc") else { return true };
     let me = std::process::id().to_string();
     let is_other = |name: &std::ffi::OsStr| {
@@ -381,7 +400,7 @@ fn open_in_some_process(wanted: &Metadata) -> bool {
     files
         .flatten()
         .filter_map(|entry| std::fs::metadata(entry.path()).ok())
-        .any(|found| (found.dev(), found.ino()) == (wanted.dev(), wanted.ino()))
+        .any(|found| (found.dev(), found.ino()) == (wanted.st_dev, wanted.st_ino))
 }
 
 #[cfg(test)]
@@ -436,7 +455,7 @@ mod tests {
             let expected = Sight::Absent { found: why.to_owned(), beside: vec![here] };
             let mut reach = by_path(path);
             assert_eq!(compare(&reach, None), expected);
-            assert_eq!(look(&mut reach, true, &mut Pages::default()), expected);
+            assert_eq!(look(&mut reach, None, true, &mut Pages::default()), expected);
         };
         check(&path, "there is no file at the path");
         check(&path.join("y/z"), "there is no file at the path");
@@ -467,15 +486,17 @@ mod tests {
         std::fs::write(&path, "old").unwrap();
         std::fs::write(&next, "new").unwrap();
         let mut reach = by_path(&path);
-        let metadata = || std::fs::metadata(&path).unwrap();
-        let first = std::ptr::from_ref(held(&mut reach, &metadata()).unwrap().unwrap());
-        let again = std::ptr::from_ref(held(&mut reach, &metadata()).unwrap().unwrap());
+        let found = || stamp(&rustix::fs::stat(&path).unwrap());
+        let first = std::ptr::from_ref(held(&mut reach, found(), None).unwrap().unwrap());
+        let again = std::ptr::from_ref(held(&mut reach, found(), None).unwrap().unwrap());
         assert_eq!(first, again, "kept open");
-        let before = metadata();
+        let before = found();
         std::fs::rename(&next, &path).unwrap();
+        let after = held(&mut reach, found(), Some(before)).unwrap().unwrap();
+        assert_eq!(stamp(&fstat(after).unwrap()), found(), "not the one of the last map");
         reach.open = None;
-        assert!(held(&mut reach, &before).unwrap().is_none(), "no longer the one of the stat");
-        assert!(held(&mut reach, &metadata()).unwrap().is_some());
+        assert!(held(&mut reach, before, None).unwrap().is_none(), "no longer the one of the stat");
+        assert!(held(&mut reach, found(), None).unwrap().is_some());
     }
 
     #[test]
@@ -486,11 +507,11 @@ mod tests {
         std::fs::write(&next, "new").unwrap();
         let right = identity(&File::open(&path).unwrap());
         let mut reach = Reach { mode: Mode::Inode, identity: right, ..by_path(&path) };
-        let metadata = std::fs::metadata(&path).unwrap();
-        assert!(held(&mut reach, &metadata).unwrap().is_some());
+        let found = stamp(&rustix::fs::stat(&path).unwrap());
+        assert!(held(&mut reach, found, None).unwrap().is_some());
         reach.open = None;
         reach.identity.generation ^= 1;
-        assert!(held(&mut reach, &metadata).unwrap().is_none(), "a later inode of the number");
+        assert!(held(&mut reach, found, None).unwrap().is_none(), "a later inode of the number");
         reach.identity = right;
         std::fs::rename(&next, &path).unwrap();
         let found = compare(&reach, None);
@@ -504,7 +525,7 @@ mod tests {
         std::fs::write(&path, "data").unwrap();
         for keep in [true, false] {
             let mut reach = by_path(&path);
-            let sight = look(&mut reach, keep, &mut Pages::default());
+            let sight = look(&mut reach, None, keep, &mut Pages::default());
             let mapped = matches!(sight, Sight::Mapped(..)); // not on every filesystem
             assert_eq!(reach.open.is_some(), keep && mapped);
         }
@@ -523,6 +544,6 @@ mod tests {
         assert_eq!(compare(&reach, None), Sight::Changed);
         drop(other);
         assert_eq!(compare(&reach, None), Sight::Unused);
-        assert_eq!(look(&mut reach, true, &mut Pages::default()), Sight::Unused);
+        assert_eq!(look(&mut reach, None, true, &mut Pages::default()), Sight::Unused);
     }
 }

@@ -50,6 +50,7 @@ pub fn device_totals(device: Device, name: &str) -> DeviceTotals {
         stuck_seconds: 0.0,
         read_unix_seconds: Some(unix_seconds()),
         read_error: None,
+        grid: None,
         io_now: reading.as_ref().map_or(0, |reading| reading.io_now),
         counters: reading.map(|reading| reading.counters),
     }

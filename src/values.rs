@@ -135,6 +135,53 @@ pub fn histogram(text: &str) -> Result<Bounds, String> {
     if text.is_empty() { Ok(Bounds::default()) } else { bounds(text) }
 }
 
+/// A switch: `on` or `off`.
+///
+/// # Errors
+///
+/// It is another word.
+pub fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(format!("{text:?} is neither on nor off")),
+    }
+}
+
+/// What [`switch`] takes.
+#[must_use]
+pub fn show_switch(on: bool) -> &'static str {
+    if on { "on" } else { "off" }
+}
+
+/// Units of memory, the largest first.
+const UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("", 1)];
+
+/// An amount of memory in bytes, as `4MiB`, `512 KiB` or `0`; up to 64 GiB.
+///
+/// # Errors
+///
+/// It is more than that, or no amount at all.
+pub fn memory(text: &str) -> Result<u64, String> {
+    const MAX: u64 = 64 << 30;
+    let amount = |(unit, factor): &(&str, u64)| {
+        let number = text.strip_suffix(unit)?.trim_end().parse::<u64>().ok()?;
+        number.checked_mul(*factor).filter(|bytes| *bytes <= MAX)
+    };
+    let bytes = UNITS.iter().find_map(amount);
+    bytes.ok_or_else(|| {
+        format!("{text:?} is no amount of memory; give one as 4MiB or 512KiB, up to 64GiB")
+    })
+}
+
+/// As [`memory`] takes it, in the largest unit in which it is whole.
+#[must_use]
+pub fn show_memory(bytes: u64) -> String {
+    let whole = |(_, factor): &&(&str, u64)| bytes >= *factor && bytes % factor == 0;
+    let (unit, factor) = UNITS.iter().find(whole).unwrap_or(&("", 1));
+    format!("{}{unit}", bytes / factor)
+}
+
 /// A limit on the number of files, from 1 to 10,000,000.
 ///
 /// # Errors

@@ -113,6 +113,8 @@ program_id = "mine"
 precise = true
 histogram = ["1ms", "2ms"]
 max_files = 5
+regions = "off"
+grid_memory = "3MiB"
 socket = ""
 state_dir = "/x"
 remove_on_exit = true
@@ -134,6 +136,8 @@ metrics_interval = "4s"
         precise: true,
         histogram: dmfilemapd::values::bounds("1ms,2ms").unwrap(),
         max_files: 5,
+        regions: false,
+        grid_memory: 3 << 20,
         socket: None,
         state_dir: Some("/x".into()),
         remove_on_exit: true,
@@ -425,6 +429,7 @@ fn every_option_is_a_key_and_stands_over_the_rest() {
     let args = "--interval=1s --max-interval=2s --fixed --full-look=3s --rescan-interval=4s \
                 --read-interval=5s --state-dir=/x --mode=path --alias={ino} --program-id=x \
                 --precise --histogram=1ms --max-files=5 --socket= --remove-on-exit=false \
+                --regions=off --grid-memory=1MiB \
                 --metrics-listen=[::1]:9 --metrics-textfile=/x.prom --metrics-interval=6s";
     let output = check(folder.path(), &args.split_whitespace().collect::<Vec<_>>());
     let shown = text_of(&output.stdout);

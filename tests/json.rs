@@ -49,7 +49,8 @@ fn fields(value: &Value) -> BTreeSet<String> {
                     let dot = if path.is_empty() { "" } else { "." };
                     let path = format!("{path}{dot}{name}");
                     walk(value, &path, found);
-                    if !path.starts_with("devices[].counters.") {
+                    let of_devices = ["devices[].counters.", "devices[].grid.others."];
+                    if !of_devices.iter().any(|counters| path.starts_with(counters)) {
                         found.insert(path);
                     }
                 }
@@ -111,7 +112,7 @@ fn no_field_is_forgotten() {
     } = service.unwrap();
     let DeviceTotals {
         device: _, name: _, uuid: _, files: _, regions: _, creates: _, state: _, stuck_seconds: _,
-        read_unix_seconds, read_error, io_now: _, counters,
+        read_unix_seconds, read_error, grid, io_now: _, counters,
     } = devices.into_iter().next().unwrap();
     let FileTotals {
         path, alias: _, mode, inode, device: _, device_name: _, group, state: _, regions: _,
@@ -119,6 +120,7 @@ fn no_field_is_forgotten() {
         last_error, source: _, uncertain_bytes, since_unix_seconds, resets: _, io_now: _,
         counters: of_file, histogram,
     } = files.into_iter().next().unwrap();
+    assert!(grid.unwrap().error.is_some());
     assert!(kernel_stats_bytes.is_some() && state_saved_unix_seconds.is_some());
     assert!(read_unix_seconds.is_some() && read_error.is_some() && counters.is_some());
     assert!(path.is_some() && mode.is_some() && inode.is_some() && group.is_some());

@@ -32,7 +32,10 @@ struct Bench {
 
 impl Bench {
     fn new(read: Option<Duration>) -> Bench {
-        let settings = Settings { read, patient: true, ..Settings::default() };
+        Bench::with(Settings { read, patient: true, ..Settings::default() })
+    }
+
+    fn with(settings: Settings) -> Bench {
         let engine = Engine::new(settings);
         Bench { engine, now: Time::ZERO, reads: Vec::new(), updates: 0 }
     }
@@ -73,7 +76,7 @@ impl Bench {
     }
 
     fn read(&mut self, minor: u32, reset: bool) {
-        self.read_at(minor, Reading { reset, cost: Duration::ZERO });
+        self.read_at(minor, Reading { reset, cost: Duration::ZERO, more: false });
     }
 
     fn read_at(&mut self, minor: u32, reading: Reading) {
@@ -108,7 +111,7 @@ fn a_reading_that_costs_much_is_made_more_seldom() {
         assert_eq!(bench.wait(bench.now + 100 * SECOND), Some(device(0)));
         bench.now += 3600 * SECOND; // the processor had other things to do
         let back = bench.now;
-        bench.read_at(0, Reading { reset: false, cost });
+        bench.read_at(0, Reading { reset: false, cost, more: false });
         assert_eq!(bench.wait(back + ((pause - 1) * SECOND + ALMOST)), None);
         assert_eq!(bench.wait(back + pause * SECOND), Some(device(0)));
         bench.read(0, false);
@@ -213,10 +216,43 @@ fn who_asks_all_the_time_leaves_the_processor_its_rest() {
     bench.now = at(1);
     assert_eq!(ask(&mut bench), [device(0)]);
     bench.reads.clear();
-    bench.read_at(0, Reading { reset: false, cost: SECOND / 2 });
+    bench.read_at(0, Reading { reset: false, cost: SECOND / 2, more: false });
     // It took half a second: it is read half a second in two, no more.
     bench.now = at(2);
     assert_eq!(ask(&mut bench), [device(0)]);
     assert_eq!(bench.wait(at(2) + ALMOST), None);
     assert_eq!(bench.wait(at(3)), Some(device(0)));
+}
+
+#[test]
+fn what_is_to_come_of_a_reading_holds_up_the_next_and_nothing_else() {
+    let mut bench = Bench::new(Some(10 * SECOND));
+    let file = bench.follow(0, Some(GROUP));
+    assert_eq!(bench.wait(at(10)), Some(device(0)));
+    bench.read_at(0, Reading { reset: false, cost: Duration::ZERO, more: true });
+    assert!(bench.engine.is_settling(device(0)));
+    assert_eq!(bench.wait(at(100)), None);
+    assert_eq!(ask(&mut bench), [], "it is stuck by now");
+    // Its group can be deleted meanwhile.
+    bench.happens(Event::Forget(file, true));
+    let look =
+        dmfilemapd::engine::Look { file, last: None, sight: dmfilemapd::sight::Sight::Unused };
+    let (device_0, maps) = (device(0), Some(0));
+    let batch = dmfilemapd::engine::Batch { device: device_0, maps, looks: vec![look] };
+    bench.happens(Event::Looked(batch));
+    assert_eq!((bench.updates, bench.reads.len()), (1, 0));
+    bench.happens(Event::Settled(device(0)));
+    assert!(!bench.engine.is_settling(device(0)));
+}
+
+#[test]
+fn what_counts_whole_devices_is_read_at_once_and_without_any_group() {
+    let settings = Settings { read: Some(10 * SECOND), read_all: true, ..Settings::default() };
+    let mut bench = Bench::with(Settings { patient: true, ..settings });
+    bench.follow(0, None);
+    assert_eq!(bench.wait(at(1)), Some(device(0)));
+    assert_eq!(bench.now, at(0));
+    bench.read(0, false);
+    assert_eq!(bench.wait(at(9)), None);
+    assert_eq!(ask(&mut bench), [device(0)]);
 }

@@ -120,7 +120,7 @@ fn nothing_watches_by_events_and_nothing_asks_for_a_writeback() {
 #[test]
 fn lines_are_short_and_ascii_and_functions_fit_a_screen() {
     let mut offences = Vec::new();
-    for (path, text) in ["src", "tests"].into_iter().flat_map(sources) {
+    for (path, text) in ["src", "tests", "benches"].into_iter().flat_map(sources) {
         for (number, line) in text.lines().enumerate() {
             let place = format!("{}:{}", path.display(), number + 1);
             if line.len() > 100 {
@@ -159,7 +159,7 @@ fn long_functions(path: &Path, text: &str) -> Vec<String> {
 fn no_marker_is_left_in_the_sources() {
     let markers = ["TODO", "FIXME", "XXX", "HACK"];
     let mut offences = Vec::new();
-    for (path, text) in ["src", "tests"].into_iter().flat_map(sources) {
+    for (path, text) in ["src", "tests", "benches"].into_iter().flat_map(sources) {
         if path.ends_with("tidy.rs") {
             continue;
         }

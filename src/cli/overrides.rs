@@ -82,6 +82,14 @@ pub struct Overrides {
     #[arg(long, value_name = "COUNT", value_parser = values::max_files)]
     max_files: Option<usize>,
 
+    /// Whether files get groups of regions; without, totals come from grids alone [default: on]
+    #[arg(long, value_name = "on|off", value_parser = values::switch)]
+    regions: Option<bool>,
+
+    /// Kernel memory that the grid of a device may take, as 4MiB; 0 is for no grids [default: 4MiB]
+    #[arg(long, value_name = "SIZE", value_parser = values::memory)]
+    grid_memory: Option<u64>,
+
     /// Control socket; an empty one is none [default: /run/dmfilemapd/control.sock]
     #[arg(long, value_name = "PATH", value_parser = values::absolute_path)]
     socket: Option<Place>,
@@ -142,6 +150,8 @@ impl Overrides {
             option("rescan_interval", self.rescan_interval, Setting::RescanInterval),
             option("read_interval", self.read_interval, Setting::ReadInterval),
             option("max_files", self.max_files, Setting::MaxFiles),
+            option("regions", self.regions, Setting::Regions),
+            option("grid_memory", self.grid_memory, Setting::GridMemory),
             option("socket", self.socket.clone(), Setting::Socket),
             option("metrics_listen", self.metrics_listen.clone(), Setting::MetricsListen),
             option("metrics_textfile", self.metrics_textfile.clone(), Setting::MetricsTextfile),

@@ -148,7 +148,7 @@ impl Row {
 }
 
 fn read(reach: &mut Reach) -> Result<Map, String> {
-    match sample::look(reach, false, &mut Pages::default()) {
+    match sample::look(reach, None, false, &mut Pages::default()) {
         Sight::Mapped(_, map) => Ok(map),
         Sight::Absent { found: why, .. } | Sight::Failed(why) => Err(why),
         Sight::Unused => Err("it was unlinked meanwhile".to_owned()),

@@ -37,6 +37,10 @@ pub enum Setting {
     Histogram(Bounds),
     /// See [`Settings::max_files`].
     MaxFiles(usize),
+    /// See [`Settings::regions`].
+    Regions(bool),
+    /// See [`Settings::grid_memory`].
+    GridMemory(u64),
     /// See [`Settings::socket`].
     Socket(Option<PathBuf>),
     /// See [`Settings::state_dir`].
@@ -67,6 +71,8 @@ impl Settings {
             Setting::Precise(precise) => self.precise = precise,
             Setting::Histogram(bounds) => self.histogram = bounds,
             Setting::MaxFiles(max) => self.max_files = max,
+            Setting::Regions(on) => self.regions = on,
+            Setting::GridMemory(bytes) => self.grid_memory = bytes,
             Setting::Socket(path) => self.socket = path,
             Setting::StateDir(path) => self.state_dir = path,
             Setting::RemoveOnExit(remove) => self.remove_on_exit = remove,
@@ -124,7 +130,7 @@ const fn key(
 }
 
 /// All keys, in the order in which they are shown.
-pub const KEYS: [Key; 18] = [
+pub const KEYS: [Key; 20] = [
     key("interval", (Text, Anywhere), |t| interval(t, Setting::Interval), |s| time(s.interval)),
     key("max_interval", (Text, Anywhere), |t| interval(t, Setting::MaxInterval), max_interval),
     key("fixed", (Flag, Anywhere), |t| flag(t, Setting::Fixed), |s| s.fixed.to_string()),
@@ -161,6 +167,18 @@ pub const KEYS: [Key; 18] = [
         (Number, Top),
         |t| values::max_files(t).map(Setting::MaxFiles),
         |s| s.max_files.to_string(),
+    ),
+    key(
+        "regions",
+        (Text, Anywhere),
+        |t| values::switch(t).map(Setting::Regions),
+        |s| values::show_switch(s.regions).to_owned(),
+    ),
+    key(
+        "grid_memory",
+        (Text, Top),
+        |t| values::memory(t).map(Setting::GridMemory),
+        |s| values::show_memory(s.grid_memory),
     ),
     key(
         "socket",

@@ -38,6 +38,7 @@ pub const FOLDER: &str = "/etc/dmfilemapd";
 
 /// All settings, for the whole service and for files of which no entry says otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools)] // each is a setting of its own
 pub struct Settings {
     /// Between two looks at a file that changes. 500 ms.
     pub interval: Duration,
@@ -64,6 +65,10 @@ pub struct Settings {
     pub histogram: Bounds,
     /// Files that are followed at the most. 100,000.
     pub max_files: usize,
+    /// Whether files get groups of regions.
+    pub regions: bool,
+    /// Kernel memory that the grid of a device may take, in bytes; none, for no grids. 4 MiB.
+    pub grid_memory: u64,
     /// Where the control socket is, if there is to be one. `/run/dmfilemapd/control.sock`.
     pub socket: Option<PathBuf>,
     /// Where totals are kept for the next service, if they are to be. `/var/lib/dmfilemapd`.
@@ -93,6 +98,8 @@ impl Default for Settings {
             precise: false,
             histogram: Bounds::default(),
             max_files: 100_000,
+            regions: true,
+            grid_memory: 4 << 20,
             socket: Some(PathBuf::from("/run/dmfilemapd/control.sock")),
             state_dir: Some(PathBuf::from("/var/lib/dmfilemapd")),
             remove_on_exit: false,
@@ -114,6 +121,8 @@ pub struct Terms {
     pub max_interval: Duration,
     /// Owner's word of its regions.
     pub program_id: String,
+    /// Whether it gets a group at all.
+    pub regions: bool,
     /// Whether times are counted in nanoseconds. So they are where a bound needs it.
     pub precise: bool,
     /// Upper bounds of its latency histogram, in nanoseconds if `precise`, else in milliseconds.
@@ -144,6 +153,7 @@ impl Settings {
             interval: self.interval,
             max_interval: longest.max(self.interval),
             program_id: self.program_id.clone(),
+            regions: self.regions,
             precise: bounds.precise,
             bounds: bounds.text,
             alias: self.alias.clone(),
@@ -155,8 +165,9 @@ impl Terms {
     /// Whether a group that was made on these terms is as one made on the others.
     #[must_use]
     pub fn makes_groups_like(&self, other: &Terms) -> bool {
-        let Terms { interval: _, max_interval: _, mode, program_id, precise, bounds, alias } = self;
-        *mode == other.mode
+        let Terms { interval: _, max_interval: _, mode, program_id, regions, .. } = self;
+        let Terms { precise, bounds, alias, .. } = self;
+        (*mode, *regions) == (other.mode, other.regions)
             && *program_id == other.program_id
             && (*precise, bounds) == (other.precise, &other.bounds)
             && *alias == other.alias

@@ -159,7 +159,7 @@ impl Engine {
                 continue;
             }
             lane.reads.due = self.settings.read.map(|read| now + read); // planned when it is back
-            if !groups.is_empty() {
+            if !groups.is_empty() || self.settings.read_all {
                 lane.ordering = Some(now);
                 actions.push(Action::Read(lane.device, groups));
             }

@@ -38,6 +38,8 @@ pub struct Reading {
     pub reset: bool,
     /// Processor time that it took.
     pub cost: Duration,
+    /// Something of it is still to come: [`Event::Settled`].
+    pub more: bool,
 }
 
 /// What can happen.
@@ -55,6 +57,8 @@ pub enum Event {
     Swept(Device, Result<Vec<(FileId, Standing)>, update::Error>),
     /// A reading of what a device's groups have counted came back.
     Read(Device, Reading),
+    /// What was still to come of a reading is here.
+    Settled(Device),
     /// What a device's write counter says, if there is one: requests and flushes.
     Gauged(Device, Option<u64>),
     /// Nobody wants the file to be followed any more. Its group is deleted if the flag says so.

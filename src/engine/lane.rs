@@ -12,8 +12,9 @@ use crate::dm::Device;
 use crate::extent::Extents;
 use crate::update::Group;
 
-/// Files in one batch of stamps: enough that handing it over costs little against the `stat`s.
-pub const STAMPS_MAX: usize = 256;
+/// Files in one batch of stamps. Handing it to another thread and back costs as much as a hundred
+/// `stat`s, and is to cost little against those in it.
+pub const STAMPS_MAX: usize = 1024;
 
 /// Files in one batch of maps: the others wait while one of them is locked by a writer.
 pub const MAPS_MAX: usize = 8;
@@ -63,6 +64,8 @@ pub(super) struct Reads {
     pub(super) due: Option<Time>,
     /// When the last reading was begun that has come back.
     pub(super) last: Option<Time>,
+    /// When a reading was begun of which something is still to come.
+    pub(super) unsettled: Option<Time>,
     /// Since when somebody waits for a reading that is begun no earlier.
     pub(super) asked: Option<Time>,
     /// Processor time that it took.
@@ -95,7 +98,7 @@ impl Lane {
             orders: VecDeque::new(),
             ordering: None,
             sweep,
-            reads: Reads { due: read, last: None, asked: None, cost: Duration::ZERO, reset: None },
+            reads: Reads::new(read),
             gauge: Gauge::new(),
             creates: 0,
         }
@@ -112,12 +115,25 @@ impl Lane {
     }
 
     pub(super) fn is_to_be_read(&self, now: Time) -> bool {
-        self.files > 0 && self.ordering.is_none() && self.reads.due.is_some_and(|due| due <= now)
+        let due = self.reads.next_due().is_some_and(|due| due <= now);
+        self.files > 0 && self.ordering.is_none() && due
     }
 
     /// Whether waiting for the write counter is worth the while.
     pub(super) fn has_gauge(&self) -> bool {
         self.files >= GAUGE_MIN
+    }
+}
+
+impl Reads {
+    fn new(due: Option<Time>) -> Reads {
+        let (last, asked, unsettled, reset) = (None, None, None, None);
+        Reads { due, last, asked, unsettled, cost: Duration::ZERO, reset }
+    }
+
+    /// When the next reading is due. None is begun before the last one is complete.
+    pub(super) fn next_due(&self) -> Option<Time> {
+        self.due.filter(|_| self.unsettled.is_none())
     }
 }
 

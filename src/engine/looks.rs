@@ -1,5 +1,7 @@
 //! What follows from looks.
 
+use std::mem;
+
 use super::event::{Action, Batch, Look};
 use super::followed::Job;
 use super::lane::Order;
@@ -20,11 +22,17 @@ impl Engine {
                 None => lane.stamping = None,
             }
         }
-        for Look { file, sight, .. } in looks.drain(..) {
-            if self.answered(file).is_some() {
-                self.seen(now, file, sight, actions);
+        for Look { file, sight, .. } in &mut looks {
+            // Most are the same; the others are long, and moved no more than they have to be.
+            let sight = match sight {
+                Sight::Same => Sight::Same,
+                sight => mem::replace(sight, Sight::Same),
+            };
+            if self.answered(*file).is_some() {
+                self.seen(now, *file, sight, actions);
             }
         }
+        looks.clear();
         if self.spare.len() < SPARE_MAX {
             self.spare.push(looks);
         }

@@ -8,10 +8,11 @@
 //! # Pace
 //!
 //! Each file has a deadline of its own. The first look is due at once, the second at a moment of
-//! the interval that differs from file to file, so that ten thousand files do not wake together;
-//! then one follows an interval after the other, or after the end of a look that took longer. A
-//! file that was quiet for some dozens of looks is looked at ever more seldom, down to its longest
-//! interval, and as often as at first again as soon as something happens.
+//! the interval that differs between some hundreds of files and the next, so that ten thousand
+//! files do not wake together; then one follows an interval after the other, or after the end of a
+//! look that took longer. A file that was quiet for some dozens of looks is looked at ever more
+//! seldom, down to its longest interval, and as often as at first again as soon as something
+//! happens.
 //!
 //! # Lanes
 //!
@@ -70,6 +71,9 @@ pub struct Settings {
     /// Between two readings of what a device's groups have counted, if anybody wants to know;
     /// longer where a reading takes more than a fiftieth of that in processor time.
     pub read: Option<Duration>,
+    /// Whether devices are read on which no file has a group, and as soon as a file is followed
+    /// there: something else counts there, too.
+    pub read_all: bool,
     /// How long there may be no file at a path before it is let go.
     pub absence: Duration,
     /// Between two readings of a device's write counter.
@@ -87,6 +91,7 @@ impl Default for Settings {
             full_look: Duration::from_secs(60),
             sweep: Duration::from_secs(5),
             read: None,
+            read_all: false,
             absence: Duration::from_secs(1),
             gauge: Duration::from_secs(1),
             gauge_max: Duration::from_secs(60),
@@ -127,6 +132,9 @@ const TORN_MAX: u8 = 8;
 
 /// Share of the time that listing a device may take, as one part in so many.
 const SWEEP_SHARE: u32 = 50;
+
+/// Moments of an interval at which files are due. More would make smaller batches.
+const MOMENTS: u32 = 64;
 
 /// The longest time between two sweeps for the sake of that. What took very long was not the
 /// listing: the process was stopped, or the device was. It need not be so the next time.
@@ -215,7 +223,9 @@ impl Engine {
     fn lane(&mut self, now: Time, device: Device) -> u32 {
         let lanes = &mut self.lanes;
         *self.lane_of.entry(device).or_insert_with(|| {
-            let read = self.settings.read.map(|read| now + read);
+            // What counts whole devices begins to do so at once.
+            let wait = |read| if self.settings.read_all { Duration::ZERO } else { read };
+            let read = self.settings.read.map(|read| now + wait(read));
             lanes.push(Lane::new(device, now + self.settings.sweep, read));
             u32::try_from(lanes.len() - 1).expect("memory for 2^32 devices")
         })
@@ -225,10 +235,23 @@ impl Engine {
     pub fn next_due(&self) -> Option<Time> {
         let lane = |lane: &Lane| {
             let free = lane.files > 0 && lane.ordering.is_none();
-            let sweep = [Some(lane.sweep), lane.reads.due].into_iter().flatten().filter(|_| free);
+            let sweep =
+                [Some(lane.sweep), lane.reads.next_due()].into_iter().flatten().filter(|_| free);
             sweep.chain(lane.gauge.due.filter(|_| !lane.gauge.out)).min()
         };
         self.lanes.iter().filter_map(lane).chain(self.wheel.next_due()).min()
+    }
+
+    /// The device that a file lies on.
+    pub fn device(&self, file: FileId) -> Option<Device> {
+        let lane = self.files.get(file.index())?.as_ref()?.lane;
+        self.lanes.get(lane as usize).map(|lane| lane.device)
+    }
+
+    /// Files that are followed on a device.
+    pub fn files_on(&self, device: Device) -> usize {
+        let lane = self.lane_of.get(&device).and_then(|lane| self.lanes.get(*lane as usize));
+        lane.map_or(0, |lane| lane.files)
     }
 
     /// Whether the file is followed still.
@@ -271,6 +294,7 @@ impl Engine {
             }
             Event::Swept(device, outcome) => self.swept(now, device, outcome, actions),
             Event::Read(device, reading) => self.read(now, device, reading),
+            Event::Settled(device) => self.settled(device),
             Event::Gauged(device, writes) => self.gauged(now, device, writes),
             Event::Forget(file, remove) => self.forget(now, file, remove, actions),
             Event::Stop => self.stopped = true,
@@ -343,7 +367,7 @@ impl Engine {
             now + interval
         };
         // Files that are due at nearly the same moment are looked at in one batch.
-        let due = due.rounded_up(interval / 64);
+        let due = due.rounded_up(interval / MOMENTS);
         self.plan(file, due);
     }
 
@@ -400,7 +424,11 @@ impl Engine {
     }
 }
 
-/// A number from 0 to 1 that differs from file to file: steps of the golden ratio.
+/// Files that were followed one after the other and are looked at one after the other: what is
+/// known of them, here and in the kernel, lies side by side, and they make a batch.
+const NEIGHBOURS: u32 = 256;
+
+/// A number from 0 to 1 that differs between neighbourhoods of files: steps of the golden ratio.
 fn phase(file: FileId) -> f64 {
-    (f64::from(file.0) * 0.618_033_988_749_895).fract()
+    (f64::from(file.0 / NEIGHBOURS) * 0.618_033_988_749_895).fract()
 }

@@ -30,6 +30,7 @@ impl Engine {
         let Some(lane) = self.lane_of(device) else { return };
         let began = lane.ordering.take().unwrap_or(now);
         lane.reads.last = Some(began);
+        lane.reads.unsettled = Some(began).filter(|_| reading.more);
         if reading.reset {
             lane.reads.reset = Some(now);
         }
@@ -45,6 +46,18 @@ impl Engine {
         });
     }
 
+    /// Whether something is still to come of a reading of this device.
+    pub fn is_settling(&self, device: Device) -> bool {
+        let lane = self.lane_of.get(&device).and_then(|lane| self.lanes.get(*lane as usize));
+        lane.is_some_and(|lane| lane.reads.unsettled.is_some())
+    }
+
+    pub(super) fn settled(&mut self, device: Device) {
+        if let Some(lane) = self.lane_of(device) {
+            lane.reads.unsettled = None;
+        }
+    }
+
     /// Sets [`Settings::read`](super::Settings::read), for every reading after the next.
     pub fn set_read(&mut self, read: Duration) {
         self.settings.read = Some(read);
@@ -57,8 +70,10 @@ impl Engine {
     pub fn read_now(&mut self, now: Time, patience: Duration) -> Vec<Device> {
         let mut awaited = Vec::new();
         let groups = self.groups(|lane| lane.reads.due.is_some());
+        let all = self.settings.read_all;
         for (lane, groups) in self.lanes.iter_mut().zip(groups) {
-            let Some(due) = lane.reads.due.filter(|_| !groups.is_empty()) else { continue };
+            let some = !groups.is_empty() || all && lane.files > 0;
+            let Some(due) = lane.reads.due.filter(|_| some) else { continue };
             lane.reads.due = Some(due.min(lane.reads.rested(now)));
             lane.reads.asked = Some(now);
             if !is_stuck(lane, now, patience) {
@@ -89,5 +104,6 @@ impl Reads {
 }
 
 fn is_stuck(lane: &Lane, now: Time, patience: Duration) -> bool {
-    lane.ordering.is_some_and(|began| now.since(began) >= patience)
+    let begun = lane.ordering.or(lane.reads.unsettled);
+    begun.is_some_and(|began| now.since(began) >= patience)
 }

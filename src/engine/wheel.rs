@@ -3,6 +3,7 @@
 //! A heap costs a few cache misses for each of a hundred thousand idle files, which is as much as
 //! the `stat` it plans. Here a file is put into a list and taken out of one.
 
+use std::mem;
 use std::time::Duration;
 
 use super::FileId;
@@ -22,18 +23,25 @@ pub(super) struct Wheel {
     slots: Vec<Vec<FileId>>,
     /// Which slots hold something, by bit.
     occupied: [u64; SLOTS / WORD],
+    /// Lists of slots that were emptied, for their room. In time every slot holds many files, but
+    /// few do at the same time.
+    spare: Vec<Vec<FileId>>,
     /// The tick whose slot is to be emptied next.
     next: u64,
 }
 
 impl Wheel {
     pub(super) fn new() -> Wheel {
-        Wheel { slots: vec![Vec::new(); SLOTS], occupied: [0; SLOTS / WORD], next: 0 }
+        let slots = vec![Vec::new(); SLOTS];
+        Wheel { slots, occupied: [0; SLOTS / WORD], spare: Vec::new(), next: 0 }
     }
 
     /// Puts a file where it will be found at `due`, or before that if it is far away.
     pub(super) fn put(&mut self, due: Time, file: FileId) {
         let slot = slot(tick_after(due).max(self.next));
+        if !self.is_occupied(slot) {
+            self.slots[slot] = self.spare.pop().unwrap_or_default();
+        }
         self.slots[slot].push(file);
         self.occupied[slot / WORD] |= 1 << (slot % WORD);
     }
@@ -63,17 +71,18 @@ impl Wheel {
     pub(super) fn take(&mut self, now: Time, due: &mut Vec<FileId>) {
         let end = ticks(now) + 1;
         for tick in self.next..end.min(self.next + SLOTS as u64) {
-            if self.is_occupied(tick) {
-                let slot = slot(tick);
-                due.append(&mut self.slots[slot]); // which keeps the room for the next time
+            let slot = slot(tick);
+            if self.is_occupied(slot) {
+                let mut files = mem::take(&mut self.slots[slot]);
+                due.append(&mut files);
+                self.spare.push(files);
                 self.occupied[slot / WORD] &= !(1 << (slot % WORD));
             }
         }
         self.next = self.next.max(end);
     }
 
-    fn is_occupied(&self, tick: u64) -> bool {
-        let slot = slot(tick);
+    fn is_occupied(&self, slot: usize) -> bool {
         self.occupied[slot / WORD] & 1 << (slot % WORD) != 0
     }
 }
@@ -142,6 +151,18 @@ mod tests {
         wheel.put(at(10_000), FileId(1));
         let (due, files) = turn(&mut wheel).remove(0);
         assert!(due <= at(10_000) && files == [FileId(1)], "{due:?}");
+    }
+
+    /// Else each of the slots would keep the room that it has once needed.
+    #[test]
+    fn room_is_handed_on_from_slot_to_slot() {
+        let mut wheel = Wheel::new();
+        for step in 0..10_000 {
+            (0..100).for_each(|file| wheel.put(at(step * 20), FileId(file)));
+            wheel.take(at(step * 20), &mut Vec::new());
+        }
+        let room = wheel.slots.iter().chain(&wheel.spare).map(Vec::capacity).sum::<usize>();
+        assert!(room <= 128, "{room}");
     }
 
     #[test]

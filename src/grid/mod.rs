@@ -12,6 +12,7 @@
 //! meter       what each area has counted since it was read last
 //! owners      whose its sectors are, and were
 //! attribute   what each tenant gets of that, and how far it may be off
+//! saved       where the areas stood, for the next service
 //! shares      the sum by file, and what remains for others
 //! ```
 //!
@@ -52,6 +53,7 @@ pub mod attribute;
 pub mod meter;
 pub mod owners;
 pub mod plan;
+pub mod saved;
 pub mod shares;
 pub mod split;
 pub mod table;

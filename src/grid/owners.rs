@@ -63,13 +63,13 @@ impl<F: Copy + Ord> Owners<F> {
     }
 
     /// Where a file is now, and what of that was never written. A file that was not there before
-    /// has written the rest of it.
-    pub fn set(&mut self, file: F, map: Extents, blank: Extents) {
+    /// has written the rest of it. Gives whether it is anywhere else than it was.
+    pub fn set(&mut self, file: F, map: Extents, blank: Extents) -> bool {
         let holding = self.files.entry(file).or_default();
         holding.leaving = false;
         let same = holding.now.is_none() && map == holding.held && blank == holding.blank;
         if same {
-            return;
+            return false;
         }
         let written = holding.held.without(&holding.blank);
         let gained = map.without(&blank).without(&written);
@@ -83,6 +83,7 @@ impl<F: Copy + Ord> Owners<F> {
             holding.blank = union(&holding.blank, &more);
         }
         holding.now = Some((map, blank));
+        true
     }
 
     /// A file is not followed any more; what it had counts until it is settled.

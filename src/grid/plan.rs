@@ -18,6 +18,10 @@ const REGION_BYTES: u64 = 128 + 8 * 8192;
 /// A file is exact enough if an area is no larger than this part of it.
 const PARTS: u64 = 10;
 
+/// Sectors of an area that is fine enough for any file, if all of the device is counted for that: a
+/// file that grows is counted wherever it goes. 1 MiB.
+const FINE: u64 = 2048;
+
 /// Room beside an extent: this part of its length, and no less than so many areas.
 const ROOM_PART: u64 = 4;
 const ROOM_AREAS: u64 = 16;
@@ -92,6 +96,12 @@ impl Limits {
         let sizes = files.iter().map(|map| map.sectors() / PARTS).filter(|part| *part >= finest);
         sizes.min().map_or(finest, |part| 1 << part.ilog2())
     }
+
+    /// Whether areas of so many sectors all over the device are better than finer ones around
+    /// the files.
+    fn suffice(&self, step: u64, files: &[&Extents]) -> bool {
+        step <= FINE.max(self.wanted(files))
+    }
 }
 
 /// The grid for files on a device of so many sectors; empty where the limits allow none.
@@ -103,7 +113,7 @@ pub fn layout(sectors: u64, files: &[&Extents], limits: &Limits) -> Vec<Patch> {
         finest(limits.finest(), device, |step| vec![Patch { extent: device, step }], allowed);
     let coarse = whole.first().map_or(u64::MAX, |patch| patch.step);
     let all: Extents = files.iter().flat_map(|map| map.as_slice()).copied().collect();
-    if all.is_empty() || coarse <= limits.wanted(files) {
+    if all.is_empty() || limits.suffice(coarse, files) {
         return whole;
     }
     let around = around(&all, &Extents::default(), device, limits, allowed);
@@ -130,7 +140,7 @@ pub fn revise(have: &[Patch], sectors: u64, files: &[&Extents], limits: &Limits)
     }
     let coarsest = |patches: &[Patch]| patches.iter().map(|patch| patch.step).max();
     let (step, finer) = (coarsest(have).unwrap_or(u64::MAX), coarsest(&anew).unwrap_or(u64::MAX));
-    if step > limits.wanted(files) && finer <= step / FINER {
+    if !limits.suffice(step, files) && finer <= step / FINER {
         return replaced(anew);
     }
     let outside = outside(&taken, sectors, files);

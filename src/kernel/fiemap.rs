@@ -9,8 +9,7 @@ use nix::errno::Errno;
 /// Extents asked for in one call. The kernel holds the inode's lock for the whole call, so this
 /// bounds how long a writer may wait for us: 512 took at most 2.4 ms on files of 100,000 extents,
 /// 4,096 took 26 ms. Walks are no faster with more; with fewer than 128 they are slower.
-pub const PAGE: u32 = 512;
-const ROOM: usize = PAGE as usize;
+pub const PAGE: usize = 512;
 
 /// One extent as the filesystem tells it; bytes.
 #[repr(C)]
@@ -50,9 +49,9 @@ pub const UNWRITTEN: u32 = 0x800;
 /// Other files, or other parts of this one, have the same extent.
 pub const SHARED: u32 = 0x2000;
 
-/// `struct fiemap` with room for [`PAGE`] extents behind it, where the kernel expects them.
+/// `struct fiemap` with room for extents behind it, where the kernel expects them.
 #[repr(C)]
-struct Request {
+struct Request<const ROOM: usize> {
     start: u64,
     length: u64,
     flags: u32,
@@ -65,23 +64,32 @@ struct Request {
 const HEADER: usize = 32;
 const _: () = assert!(size_of::<Mapped>() == 56);
 const _: () = assert!(std::mem::offset_of!(Mapped, flags) == 40);
-const _: () = assert!(std::mem::offset_of!(Request, extents) == HEADER);
+const _: () = assert!(std::mem::offset_of!(Request<PAGE>, extents) == HEADER);
 
 // `_IOWR('f', 11, struct fiemap)`: the size in the request is that of the header alone.
 const FS_IOC_FIEMAP: nix::sys::ioctl::ioctl_num_type =
     nix::request_code_readwrite!(b'f', 11, HEADER);
 
-/// A reusable place for the kernel's answers, about 28 KiB.
-pub struct Pages(Box<Request>);
+/// A reusable place for the kernel's answers, 56 bytes for each of `ROOM` extents: about 28 KiB.
+///
+/// Another room than [`PAGE`] is for measuring what it should be.
+pub struct Pages<const ROOM: usize = PAGE>(Box<Request<ROOM>>);
 
-impl std::fmt::Debug for Pages {
+impl<const ROOM: usize> std::fmt::Debug for Pages<ROOM> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Pages").field(&PAGE).finish()
+        f.debug_tuple("Pages").field(&ROOM).finish()
     }
 }
 
 impl Default for Pages {
     fn default() -> Pages {
+        Pages::with_room()
+    }
+}
+
+impl<const ROOM: usize> Pages<ROOM> {
+    /// A place without answers.
+    pub fn with_room() -> Pages<ROOM> {
         #[allow(clippy::large_stack_arrays)] // once per thread, before it does anything
         Pages(Box::new(Request {
             start: 0,
@@ -93,10 +101,8 @@ impl Default for Pages {
             extents: [Mapped::default(); ROOM],
         }))
     }
-}
 
-impl Pages {
-    /// The extents from byte `start` of the file on, at most [`PAGE`]; the first may begin before
+    /// The extents from byte `start` of the file on, at most `ROOM`; the first may begin before
     /// `start`. None at all if there is nothing from there on.
     ///
     /// Never asks for a writeback (`FIEMAP_FLAG_SYNC`): a monitor that does changes what it
@@ -113,7 +119,7 @@ impl Pages {
         request.length = u64::MAX - start;
         request.flags = 0;
         request.mapped_extents = 0;
-        request.extent_count = PAGE;
+        request.extent_count = u32::try_from(ROOM).unwrap_or(u32::MAX);
         loop {
             // SAFETY: the kernel reads the header and writes it and at most `extent_count` extents
             // behind it, which is the length of `extents`; any bytes make a valid `Mapped`. Nobody

@@ -20,6 +20,13 @@
 //! A region that is no member any more, and is there still, was left by a cut update. What it
 //! counts meanwhile may be counted by others too, or be no longer the file's. It is not added,
 //! should the region become a member again.
+//!
+//! # The grid
+//!
+//! Where a [grid](crate::grid) counts the device, counters come from that: an account that is *on
+//! the grid* takes shares of it, and what its regions count is kept up and not added. So it can go
+//! either way at any time, and what was counted between the last reading of the one and the next of
+//! the other is missing or counted twice, at most. Histograms come from regions always.
 
 mod saved;
 
@@ -30,6 +37,7 @@ use std::sync::Arc;
 
 use crate::counters::{Advance, Counters, Histogram, Reading};
 use crate::extent::Extent;
+use crate::grid::shares::Share;
 use crate::group::Mark;
 use crate::message::RegionId;
 use crate::update::{Count, Passage, Passing, Tally};
@@ -63,6 +71,13 @@ pub struct Account {
     pub since: u64,
     /// When the file was last let go, likewise; `None` while it is followed.
     pub left: Option<u64>,
+    /// Whether the counters come from the grid of its device.
+    pub on_grid: bool,
+    /// Bytes read and written that the grid may have given to the file and that are others', and
+    /// that it may have given to others and that are the file's.
+    pub over: u64,
+    /// See [`Account::over`].
+    pub under: u64,
     /// The group's, when it was last read.
     mark: Option<Mark>,
     /// Regions that had counted something, by rising id.
@@ -189,6 +204,28 @@ impl Ledger {
         Some(account)
     }
 
+    /// Takes a share of what a grid has counted.
+    pub fn share(&mut self, holder: &Holder, share: &Share, now: u64) {
+        self.set_on_grid(holder, true, now);
+        let Some(account) = self.accounts.get_mut(holder) else { return };
+        account.counters += &share.counters;
+        let bytes =
+            |counters: &Counters| counters.read_bytes.saturating_add(counters.written_bytes);
+        account.over = account.over.saturating_add(bytes(&share.doubt.over));
+        account.under = account.under.saturating_add(bytes(&share.doubt.under));
+    }
+
+    /// Says whether the account's counters come from the grid, from `now` on, or from regions.
+    pub fn set_on_grid(&mut self, holder: &Holder, on_grid: bool, now: u64) {
+        match self.accounts.entry(holder.clone()) {
+            Slot::Occupied(slot) => slot.into_mut().on_grid = on_grid,
+            Slot::Vacant(slot) if on_grid => {
+                slot.insert(Account { since: now, on_grid, ..Account::default() });
+            }
+            Slot::Vacant(_) => {}
+        }
+    }
+
     /// The file is followed.
     pub fn follow(&mut self, holder: &Holder) {
         if let Some(account) = self.accounts.get_mut(holder) {
@@ -220,7 +257,9 @@ impl Ledger {
 
 impl Account {
     fn add(&mut self, advance: &Advance, bounds_ns: &[u64]) {
-        self.counters += &advance.counters;
+        if !self.on_grid {
+            self.counters += &advance.counters;
+        }
         if !bounds_ns.is_empty() {
             self.histogram.add(bounds_ns, &advance.bins);
         }

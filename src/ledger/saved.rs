@@ -30,6 +30,11 @@ struct SavedAccount {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     left_unix_seconds: Option<u64>,
     resets: u64,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    on_grid: bool,
+    /// What may be others', and what others may have.
+    #[serde(default, skip_serializing_if = "is_none")]
+    uncertain_bytes: (u64, u64),
     counters: Counters,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     histogram: Option<Histogram>,
@@ -49,6 +54,10 @@ struct SavedEntry {
     bins: Vec<u64>,
 }
 
+fn is_none(uncertain: &(u64, u64)) -> bool {
+    *uncertain == (0, 0)
+}
+
 impl Ledger {
     /// As it is written down.
     #[must_use]
@@ -56,7 +65,7 @@ impl Ledger {
         let mut accounts: Vec<_> = self.accounts.iter().collect();
         accounts.sort_unstable_by_key(|(holder, _)| *holder);
         let saved = |(holder, account)| SavedAccount::new(holder, account);
-        Saved { version: VERSION, accounts: accounts.into_iter().filter_map(saved).collect() }
+        Saved { version: VERSION, accounts: accounts.into_iter().map(saved).collect() }
     }
 }
 
@@ -74,7 +83,7 @@ impl TryFrom<Saved> for Ledger {
 }
 
 impl SavedAccount {
-    fn new(holder: &Holder, account: &Account) -> Option<SavedAccount> {
+    fn new(holder: &Holder, account: &Account) -> SavedAccount {
         let region = |entry: &Entry| SavedEntry {
             id: entry.id.0,
             start: entry.extent.start(),
@@ -84,17 +93,21 @@ impl SavedAccount {
             bins: entry.last.bins.clone(),
         };
         let histogram = &account.histogram;
-        Some(SavedAccount {
+        // Who has no group has a key all the same.
+        let mark = Mark { key: holder.key, nonce: holder.nonce.unwrap_or(0) };
+        SavedAccount {
             device: (&*holder.device).into(),
-            mark: account.mark?.to_string(),
+            mark: account.mark.unwrap_or(mark).to_string(),
             of_group: holder.nonce.is_some(),
             since_unix_seconds: account.since,
             left_unix_seconds: account.left,
             resets: account.resets,
+            on_grid: account.on_grid,
+            uncertain_bytes: (account.over, account.under),
             counters: account.counters,
             histogram: (!histogram.counts.is_empty()).then(|| histogram.clone()),
             regions: account.entries.iter().map(region).collect(),
-        })
+        }
     }
 
     fn account(self) -> Result<(Holder, Account), String> {
@@ -113,6 +126,9 @@ impl SavedAccount {
             resets: self.resets,
             since: self.since_unix_seconds,
             left: self.left_unix_seconds,
+            on_grid: self.on_grid,
+            over: self.uncertain_bytes.0,
+            under: self.uncertain_bytes.1,
             mark: Some(mark),
             entries,
         };

@@ -80,7 +80,7 @@ const FILE_COLUMNS: [Column<FileTotals>; 10] = [
     }),
 ];
 
-const DEVICE_COLUMNS: [Column<DeviceTotals>; 6] = [
+const DEVICE_COLUMNS: [Column<DeviceTotals>; 8] = [
     ("io_now", Kind::Gauge, "I/O under way.", |d| Some(d.io_now.to_string())),
     ("files", Kind::Gauge, "Files whose I/O is counted.", |d| Some(d.files.to_string())),
     ("regions", Kind::Gauge, "Regions, whoever made them.", |d| Some(d.regions.to_string())),
@@ -92,6 +92,12 @@ const DEVICE_COLUMNS: [Column<DeviceTotals>; 6] = [
     ),
     ("up", Kind::Gauge, "Whether the device answers.", |d| {
         Some(u8::from(d.state == DeviceState::Ok).to_string())
+    }),
+    ("grid_areas", Kind::Gauge, "Areas of the device's grid.", |d| {
+        Some(d.grid.as_ref()?.areas.to_string())
+    }),
+    ("grid_memory_bytes", Kind::Gauge, "Kernel memory of the device's grid.", |d| {
+        Some(d.grid.as_ref()?.kernel_bytes.to_string())
     }),
     ("read_timestamp_seconds", Kind::Gauge, "When its files' counters were read.", |d| {
         Some(d.read_unix_seconds?.to_string())
@@ -365,6 +371,7 @@ mod tests {
             stuck_seconds: 7.5,
             read_unix_seconds: Some(1_700_000_000.25),
             read_error: None,
+            grid: None,
             io_now: 1,
             counters: Some(Counters { written_bytes: 512, ..Counters::default() }),
         }

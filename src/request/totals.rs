@@ -135,12 +135,37 @@ pub struct DeviceTotals {
     /// Why they could not be read the last time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_error: Option<String>,
+    /// What its grid is like, if it is to have one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grid: Option<GridTotals>,
     /// I/O under way on the whole device.
     pub io_now: u64,
     /// What the whole device has counted since it came into being, at the same moment; what is more
     /// than its files have is others' I/O. None if the kernel does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counters: Option<Counters>,
+}
+
+/// The grid of a device: regions of many areas, which count it whoever has its sectors.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GridTotals {
+    /// Regions that it consists of; none if there is no grid.
+    pub regions: u64,
+    /// Areas in them.
+    pub areas: u64,
+    /// Bytes of the device that the largest area has.
+    pub area_bytes: u64,
+    /// Bytes of the device that they cover.
+    pub covered_bytes: u64,
+    /// Kernel memory that they take, as reckoned here.
+    pub kernel_bytes: u64,
+    /// Regions created for it so far, each of which stopped the device's I/O for a moment.
+    pub creates: u64,
+    /// What was counted and was nobody's who is followed.
+    pub others: Counters,
+    /// Why it could not be read the last time; then regions count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// What a file's counters come from.

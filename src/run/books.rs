@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crossbeam_channel::Sender;
 use log::{debug, info, warn};
 
+use super::grids::Grids;
 use super::jobs::{Did, News, Pass};
 use super::scan::{By, Errand, Finding};
 use super::service::Claimed;
@@ -16,6 +17,7 @@ use super::{Answer, Run};
 use crate::counters::Reading;
 use crate::dm::{Device, Label};
 use crate::engine::{self, End, Event, FileId, Look, Report, Spec, Time};
+use crate::grid::saved::SavedGrid;
 use crate::group::Mark;
 use crate::home::label;
 use crate::ledger::{Holder, Ledger};
@@ -25,8 +27,11 @@ use crate::update::{Passage, Passing, Updated};
 
 /// Between two writings of the ledger, and after a region that had counted was deleted: what it had
 /// counted since the last writing is in that file only.
-const SAVE: Duration = Duration::from_secs(60);
+pub(super) const SAVE: Duration = Duration::from_secs(60);
 const SAVE_SOON: Duration = Duration::from_secs(5);
+
+/// How long to wait before looking again whether a round of a grid is over.
+const ROUND: Duration = Duration::from_millis(100);
 
 /// Share of the time that writing it may take, as one part in so many.
 const SAVE_SHARE: u32 = 50;
@@ -49,6 +54,8 @@ pub(super) struct Books {
     /// Devices whose last reading the end waits for.
     last: Option<Awaited>,
     state: Option<Arc<StateFile>>,
+    /// Where the grids of an earlier service stood, until they are found.
+    pub(super) grids: Vec<SavedGrid>,
     /// When the ledger is to be written, unless there is nothing new.
     save_due: Option<Time>,
     saving: Option<Time>,
@@ -118,7 +125,7 @@ impl Books {
         let Some(folder) = folder else { return books };
         match StateFile::open(folder) {
             Ok(state) => {
-                books.ledger = state.read();
+                (books.ledger, books.grids) = state.read();
                 books.state = Some(Arc::new(state));
             }
             Err(error) => {
@@ -131,12 +138,17 @@ impl Books {
     /// Whose account that of a file is to be. A group that came with its file has an account of its
     /// own.
     pub(super) fn holder(&self, device: Device, mark: Mark, by: By) -> Holder {
-        let device = self.names.get(&device).cloned().unwrap_or_else(|| name(device));
+        let device = self.name_of(device);
         let nonce = match by {
             By::Rule | By::Request => None,
             By::HandOver(_) | By::Foreground => Some(mark.nonce),
         };
         Holder { device, key: mark.key, nonce }
+    }
+
+    /// By what a device is known in the ledger.
+    pub(super) fn name_of(&self, device: Device) -> Arc<str> {
+        self.names.get(&device).cloned().unwrap_or_else(|| name(device))
     }
 
     /// A file on this device is followed, the only one so far: what the number stands for may be
@@ -152,7 +164,7 @@ impl Books {
         self.waiting.iter().map(|waiting| waiting.until).chain(save).min()
     }
 
-    fn save_by(&mut self, due: Time) {
+    pub(super) fn save_by(&mut self, due: Time) {
         self.save_due = Some(self.save_due.map_or(due, |before| before.min(due)));
     }
 
@@ -233,9 +245,12 @@ impl Run {
                 let (device, cost) = (pass.device, pass.cost);
                 let reset = self.absorb(pass) > 0;
                 let began = self.engine.read_began(device).unwrap_or(self.now());
-                self.answer_waiting(Some((device, began)));
-                self.last_read(device, began, events);
-                return events.push(Event::Read(device, engine::Reading { reset, cost }));
+                let more = self.grids.as_ref().is_some_and(|grids| grids.out(device).is_some());
+                if !more {
+                    self.answer_waiting(Some((device, began)));
+                    self.last_read(device, began, events);
+                }
+                return events.push(Event::Read(device, engine::Reading { reset, cost, more }));
             }
             None => {}
         }
@@ -381,7 +396,7 @@ impl Run {
         wait
     }
 
-    fn last_read(&mut self, device: Device, began: Time, events: &mut Vec<Event>) {
+    pub(super) fn last_read(&mut self, device: Device, began: Time, events: &mut Vec<Event>) {
         let Some(books) = &mut self.books else { return };
         if books.last.as_mut().is_some_and(|last| last.has_come(device, began)) {
             books.last = None;
@@ -392,8 +407,13 @@ impl Run {
     /// Has the ledger written if it is time.
     pub(super) fn save_if_due(&mut self, now: Time) {
         let Some(books) = &mut self.books else { return };
-        if books.saving.is_none() && books.save_due.is_some_and(|due| due <= now) {
-            self.save();
+        if books.saving.is_some() || books.save_due.is_none_or(|due| due > now) {
+            return;
+        }
+        // Accounts and grids are of the same moment between two rounds only.
+        match self.grids.as_ref().is_some_and(Grids::is_any_out) {
+            true => books.save_due = Some(now + ROUND),
+            false => self.save(),
         }
     }
 
@@ -404,8 +424,9 @@ impl Run {
         let Some(state) = books.state.clone() else { return };
         books.ledger.purge(unix_time().saturating_sub(KEEP).as_secs(), KEEP_MAX);
         let ledger = Box::new(books.ledger.clone());
+        let grids = self.grids.as_ref().map(|grids| grids.stands(|device| books.name_of(device)));
         books.saving = Some(now);
-        self.scout(Errand::Save(state, ledger));
+        self.scout(Errand::Save(state, ledger, grids.unwrap_or_default()));
     }
 
     /// It was written, or not.

@@ -44,6 +44,13 @@ pub(super) enum Order {
         mark: Mark,
         want: Extents,
     },
+    /// Delete the group with a mark of this key, if there is one.
+    Clear {
+        file: FileId,
+        device: Device,
+        home: Option<Arc<Home>>,
+        key: u64,
+    },
     Update {
         file: FileId,
         device: Device,
@@ -73,6 +80,7 @@ impl Order {
     fn device(&self) -> Device {
         match self {
             Order::Establish { device, .. }
+            | Order::Clear { device, .. }
             | Order::Update { device, .. }
             | Order::Remove { device, .. }
             | Order::Sweep { device, .. }
@@ -84,6 +92,7 @@ impl Order {
     fn home(&self) -> Option<Arc<Home>> {
         match self {
             Order::Establish { home, .. }
+            | Order::Clear { home, .. }
             | Order::Update { home, .. }
             | Order::Remove { home, .. } => home.clone(),
             Order::Sweep { .. } | Order::Read { .. } => None,
@@ -135,11 +144,14 @@ pub(super) fn sampler(
                 let mounts = lists.mounts();
                 let job = pulse.begin(batch.device);
                 for (look, reach) in iter::zip(&mut batch.looks, &mut reaches) {
-                    look.sight = match batch.maps {
+                    let sight = match batch.maps {
                         _ if reach.is_detached(&mounts) => Sight::Unmounted,
-                        Some(_) => sample::look(reach, keep, &mut pages),
+                        Some(_) => sample::look(reach, look.last, keep, &mut pages),
                         None => sample::compare(reach, look.last),
                     };
+                    if !matches!(sight, Sight::Same) {
+                        look.sight = sight; // long, and rare
+                    }
                     if batch.maps.is_some() {
                         job.gets_on();
                     }
@@ -208,6 +220,9 @@ fn carry_out(dm: &mut impl Dm, claim: u32, order: Order, counting: bool) -> (Eve
             let updated = update::establish(dm, device, &template, mark, claim, &want);
             (Event::Updated(device, file, updated), None)
         }
+        Order::Clear { file, device, key, .. } => {
+            (Event::Updated(device, file, clear(&mut dm, device, key)), None)
+        }
         Order::Update { file, device, group, want, .. } if counting => {
             let (passage, updated) = update::update_counted(dm, device, group, &want);
             (Event::Updated(device, file, updated.map(Some)), passed(file, passage))
@@ -231,10 +246,21 @@ fn carry_out(dm: &mut impl Dm, claim: u32, order: Order, counting: bool) -> (Eve
         }
         Order::Read { device, groups, before } => {
             let pass = read(&mut dm, device, groups, before.as_deref());
-            let reading = engine::Reading { reset: false, cost: pass.cost };
+            let reading = engine::Reading { reset: false, cost: pass.cost, more: false };
             (Event::Read(device, reading), Some(News::Read(pass)))
         }
     }
+}
+
+fn clear(
+    dm: &mut impl Dm,
+    device: Device,
+    key: u64,
+) -> Result<Option<update::Updated>, update::Error> {
+    if let Some(group) = update::find(&mut *dm, device, &[key])? {
+        update::remove(dm, device, group)?;
+    }
+    Ok(None)
 }
 
 fn read(

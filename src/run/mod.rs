@@ -8,10 +8,12 @@
 mod added;
 mod away;
 mod books;
+mod clerk;
 mod closing;
 mod control;
 mod crew;
 mod exporter;
+mod grids;
 mod http;
 mod jobs;
 mod kept;
@@ -49,9 +51,11 @@ use crate::sample::Reach;
 use crate::socket::{self, Release};
 use crate::update::Template;
 use books::Books;
+use clerk::Manner;
 use closing::{Closing, Files};
 use control::{Desk, Question};
 use crew::Crew;
+use grids::{Grids, OnGrid};
 use jobs::{Did, Order, Sample};
 use pulse::Pulse;
 use scan::{Errand, Finding};
@@ -91,6 +95,7 @@ enum Answer {
     Closed(Device, usize),
     Event(Event),
     Did(Did),
+    Counted(grids::Counted),
     Found(Finding),
     Asked(Question, Sender<Reply>),
     Reload,
@@ -144,6 +149,7 @@ pub fn serve<D: Dm + Send + 'static>(
         patient: true,
         full_look: config.settings.full_look,
         read: Some(config.settings.read_interval),
+        read_all: config.settings.grid_memory > 0,
         ..settings
     };
     let mut run = Run::start(open.clone(), claim, settings, Some(Tidy::default()))?;
@@ -154,6 +160,7 @@ pub fn serve<D: Dm + Send + 'static>(
     let exported = config.settings.clone();
     let state_dir = config.settings.state_dir.clone();
     let service = Service::new(config);
+    let open_grids = open.clone();
     let (main, wanted, counter) = (run.sender.clone(), service.shared.clone(), <_>::default());
     let desk = Desk { main, wanted, read, open, claim, counter };
     run.service = Some(service);
@@ -166,13 +173,26 @@ pub fn serve<D: Dm + Send + 'static>(
     let exporter = exporter::start(&exported, &ask)?;
     let server = path.as_ref().map(|path| socket::serve(path, answer)).transpose()?;
     // Only now: another service may have been there.
-    run.books = Some(Books::open(state_dir.as_ref()));
+    let mut books = Books::open(state_dir.as_ref());
+    let saved = std::mem::take(&mut books.grids);
+    run.books = Some(books);
+    if exported.grid_memory > 0 {
+        let manner = Manner {
+            claim,
+            precise: exported.precise,
+            limits: grids::limits(exported.grid_memory),
+            settle: settings.settle,
+            full_look: settings.full_look,
+        };
+        run.grids = Some(Grids::new(open_grids, manner, saved, run.sender.clone())?);
+    }
     if let Some(path) = path {
         run.recall(&path);
     }
     supervisor::ready();
     ready();
     let outcome = run.serve();
+    run.end_grids();
     run.save_at_end();
     drop((server, exporter)); // nobody is left who would answer
     // Files that are open are closed when the process ends: here a device could keep it from that.
@@ -192,6 +212,8 @@ struct Run {
     service: Option<Service>,
     /// What is counted, if anybody may ask for it.
     books: Option<Books>,
+    /// What counts whole devices, if that is wanted.
+    grids: Option<Grids>,
     /// Who waits for a file to be let go.
     releases: HashMap<FileId, Vec<Release>>,
     /// Until when who asked for the end may take to hear so.
@@ -225,6 +247,8 @@ struct File {
     claimed: Option<Claimed>,
     /// Whose account it is in the ledger, if there is one.
     holder: Option<Holder>,
+    /// Where that has its counters from.
+    on_grid: OnGrid,
 }
 
 impl File {
@@ -271,6 +295,7 @@ impl Run {
             scouts: None,
             service: None,
             books: None,
+            grids: None,
             releases: HashMap::new(),
             farewell: None,
             supervisor: Supervisor::new(),
@@ -326,8 +351,8 @@ impl Run {
         let holder = self.open_account(&spec, mark, claimed.as_ref());
         let file = self.engine.follow(self.now(), spec);
         let making = Some(Box::new((template, mark)));
-        let (reach, made) = (Some(reach), false);
-        let followed = File { path, reach, making, home, made, claimed, holder };
+        let (reach, made, on_grid) = (Some(reach), false, OnGrid::No);
+        let followed = File { path, reach, making, home, made, claimed, holder, on_grid };
         if file.index() == self.files.len() {
             if self.files.len() == self.files.capacity() {
                 self.files.reserve_exact(self.files.len() / 8 + 16); // as the engine does
@@ -379,6 +404,7 @@ impl Run {
             Ok(Answer::Event(Event::Stop)) => self.stop(events),
             Ok(Answer::Event(event)) => events.push(event),
             Ok(Answer::Did(did)) => self.did(did, events),
+            Ok(Answer::Counted(counted)) => self.counted(counted, events),
             Ok(Answer::Found(finding)) => self.found(finding, events),
             Ok(Answer::Asked(question, reply)) => self.asked(question, &reply, events),
             Ok(Answer::Reload) => self.reload(),
@@ -441,6 +467,13 @@ impl Run {
                 let home = self.lasting_home(file);
                 give(&self.ioctls, Order::Update { file, device, home, group, want });
             }
+            Action::Update(file, device, None, _) if !self.wants_regions(file) => {
+                // An earlier service may have made one.
+                let key =
+                    self.files[file.index()].making.as_deref().map_or(0, |(_, mark)| mark.key);
+                let home = self.files[file.index()].home.clone();
+                give(&self.ioctls, Order::Clear { file, device, home, key });
+            }
             Action::Update(file, device, None, want) => {
                 let (template, mark) = self.files[file.index()].making.as_deref().cloned().expect(
                     "what a group is made from is kept until there is one, and it is never undone",
@@ -456,6 +489,7 @@ impl Run {
             Action::Read(device, groups) => {
                 let before = self.books.as_ref().and_then(|books| books.stat(device));
                 give(&self.ioctls, Order::Read { device, groups, before });
+                self.begin_round(device);
             }
             Action::Report(file, report) => self.report(file, &self.explained(file, report)),
             Action::Finish => unreachable!("serve() returns then"),
@@ -497,9 +531,16 @@ impl Run {
             Report::LetGo(end) => {
                 self.let_go(file, end);
                 self.release(file, end);
+                self.retire_grids();
             }
             _ => {}
         }
+    }
+
+    /// Whether the file is to have a group.
+    fn wants_regions(&self, file: FileId) -> bool {
+        let claimed = self.files[file.index()].claimed.as_ref();
+        claimed.is_none_or(|claimed| claimed.terms.regions)
     }
 
     fn close(&mut self, file: FileId) {

@@ -16,6 +16,7 @@ use super::trail::Trail;
 use crate::config::{Config, Errors, Found, Owners, Terms, Touch, device_towards, owners};
 use crate::dm::Device;
 use crate::entry::entry;
+use crate::grid::saved::SavedGrid;
 use crate::home::Homes;
 use crate::ledger::Ledger;
 use crate::message::RegionId;
@@ -198,7 +199,7 @@ pub(super) enum Errand {
     /// Read the configuration again.
     Reload,
     /// Write the ledger down.
-    Save(Arc<StateFile>, Box<Ledger>),
+    Save(Arc<StateFile>, Box<Ledger>, Vec<SavedGrid>),
 }
 
 /// What the scout brings back.

@@ -111,8 +111,8 @@ pub(super) fn scout<D: Dm>(
                 Finding::Seen(number, task.wanted, seen)
             }
             Errand::Reload => Finding::Reloaded(read().map(Box::new)),
-            Errand::Save(state, ledger) => {
-                Finding::Saved(state.write(&ledger).map_err(|error| error.to_string()))
+            Errand::Save(state, ledger, grids) => {
+                Finding::Saved(state.write(&ledger, grids).map_err(|error| error.to_string()))
             }
         };
         inbox.send(Answer::Found(finding)).ok(); // nobody there: the process is about to end

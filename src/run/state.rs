@@ -10,8 +10,10 @@ use std::path::Path;
 
 use log::warn;
 use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
 
 use super::kept::Kept;
+use crate::grid::saved::SavedGrid;
 use crate::ledger::{Ledger, Saved};
 
 /// Its name.
@@ -24,6 +26,15 @@ pub(super) struct StateFile {
     before: Kept,
     /// Held as long as the service runs.
     _lock: Flock<File>,
+}
+
+/// What is in it: of one moment.
+#[derive(Serialize, Deserialize)]
+struct State {
+    #[serde(flatten)]
+    ledger: Saved,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    grids: Vec<SavedGrid>,
 }
 
 impl StateFile {
@@ -50,15 +61,15 @@ impl StateFile {
     }
 
     /// What is written down; of two files the last that is whole. Damaged ones are set aside.
-    pub(super) fn read(&self) -> Ledger {
+    pub(super) fn read(&self) -> (Ledger, Vec<SavedGrid>) {
         let last = self.last.read(parse, "the totals from before are taken");
         let before = || self.before.read(parse, "totals begin anew");
         last.or_else(before).unwrap_or_default()
     }
 
     /// Writes it down, in place of what was. Gives when, in seconds since 1970.
-    pub(super) fn write(&self, ledger: &Ledger) -> io::Result<()> {
-        let content = serde_json::to_vec(&ledger.saved())?;
+    pub(super) fn write(&self, ledger: &Ledger, grids: Vec<SavedGrid>) -> io::Result<()> {
+        let content = serde_json::to_vec(&State { ledger: ledger.saved(), grids })?;
         match fs::remove_file(self.before.path()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -73,9 +84,9 @@ impl StateFile {
     }
 }
 
-fn parse(bytes: &[u8]) -> Result<Ledger, String> {
-    let saved: Saved = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    saved.try_into()
+fn parse(bytes: &[u8]) -> Result<(Ledger, Vec<SavedGrid>), String> {
+    let state: State = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    Ok((state.ledger.try_into()?, state.grids))
 }
 
 #[cfg(test)]
@@ -121,7 +132,7 @@ mod tests {
         let content = |reads| serde_json::to_vec(&ledger(reads).saved()).unwrap();
         let (one, two, three) = (content(1), content(2), content(3));
         let state = StateFile::open(folder.path()).unwrap();
-        assert_eq!(reads(&state.read()), 0);
+        assert_eq!(reads(&state.read().0), 0);
         for (before, last, new, expected) in [
             // In the order of StateFile::write().
             (Some(&one[..]), Some(&two[..]), None, 2),
@@ -140,9 +151,9 @@ mod tests {
             put("totals.json.before", before);
             put("totals.json", last);
             put("totals.json.new", new);
-            assert_eq!(reads(&state.read()), expected, "{:?}", last.map(<[u8]>::escape_ascii));
-            state.write(&ledger(4)).unwrap();
-            assert_eq!(reads(&state.read()), 4, "and it goes on");
+            assert_eq!(reads(&state.read().0), expected, "{:?}", last.map(<[u8]>::escape_ascii));
+            state.write(&ledger(4), Vec::new()).unwrap();
+            assert_eq!(reads(&state.read().0), 4, "and it goes on");
         }
     }
 

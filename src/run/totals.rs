@@ -5,6 +5,7 @@ use std::path::Path;
 use super::Run;
 use super::books::{Books, unix_time};
 use super::control::not_followed;
+use super::grids::OnGrid;
 use crate::engine::{self, FileId};
 use crate::extent::SECTOR_BYTES;
 use crate::request::{
@@ -74,6 +75,8 @@ impl Run {
         let named = devices.iter().find(|row| row.device == device);
         let mapped_bytes = status.sectors * SECTOR_BYTES;
         let changed = status.changed.map(|at| unix_time().saturating_sub(now.since(at)).as_secs());
+        let on_grid = file.on_grid == OnGrid::Yes;
+        let uncertain = account.over.max(account.under);
         let is_known = account != crate::ledger::Account::default();
         let histogram = Some(account.histogram).filter(|histogram| !histogram.counts.is_empty());
         Some(FileTotals {
@@ -92,8 +95,8 @@ impl Run {
             shared_bytes: Some(status.shared_sectors * SECTOR_BYTES),
             last_change_unix_seconds: changed,
             last_error: status.failing.map(str::to_owned),
-            source: Source::Regions,
-            uncertain_bytes: None,
+            source: if on_grid { Source::Grid } else { Source::Regions },
+            uncertain_bytes: (on_grid || uncertain > 0).then_some(uncertain),
             since_unix_seconds: is_known.then_some(account.since),
             resets: account.resets,
             io_now: account.io_now,
@@ -104,6 +107,7 @@ impl Run {
 
     fn device_totals(&self, books: &Books, status: &engine::DeviceStatus) -> DeviceTotals {
         let seen = books.devices.get(&status.device);
+        let grid = self.grids.as_ref().and_then(|grids| grids.totals(status.device)).cloned();
         let whole = seen.and_then(|seen| seen.whole.as_ref());
         let status = self.device_status(status);
         DeviceTotals {
@@ -117,6 +121,7 @@ impl Run {
             stuck_seconds: status.stuck_seconds,
             read_unix_seconds: seen.and_then(|seen| seen.at),
             read_error: seen.and_then(|seen| seen.error.clone()),
+            grid,
             io_now: whole.map_or(0, |whole| whole.io_now),
             counters: whole.map(|whole| whole.counters),
         }

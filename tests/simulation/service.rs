@@ -366,7 +366,8 @@ impl World {
             What::Read(device, groups) => {
                 let groups: Vec<Group> = groups.iter().map(|(_, group)| *group).collect();
                 update::read(&mut self.table, *device, &groups).ok(); // the device may be gone
-                Event::Read(*device, Reading { reset: self.dice.one_in(200), cost: Duration::ZERO })
+                let (reset, cost) = (self.dice.one_in(200), Duration::ZERO);
+                Event::Read(*device, Reading { reset, cost, more: false })
             }
         }
     }

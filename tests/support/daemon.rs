@@ -37,6 +37,7 @@ pub fn command(program: &str) -> Command {
     let mut command = Command::new(program);
     command.env("PATH", path.unwrap());
     command.env("DMFILEMAPD_INTERVAL", INTERVAL.as_millis().to_string());
+    command.env("DMFILEMAPD_GRID_MEMORY", "0"); // whoever tests grids takes the default
     command
 }
 

@@ -273,6 +273,7 @@ pub(super) mod tests {
             stuck_seconds: 0.0,
             read_unix_seconds: Some(at),
             read_error: None,
+            grid: None,
             io_now: 0,
             counters: Some(whole),
         };

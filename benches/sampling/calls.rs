@@ -1,0 +1,114 @@
+//! How many system calls a sweep makes, as strace counts them.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::process::{Command, Stdio};
+
+use dmfilemapd::mode::Mode;
+
+use crate::child::{Errand, INTERVAL, SWEEPS, answer, calls_between_marks};
+use crate::host::Looks;
+use crate::looks::as_f64;
+use crate::support::counts::Counts;
+use crate::support::folder::{Files, Folder};
+use crate::support::table::{Cell, Table};
+
+/// Counts the calls of children that look at `files`, and holds them to what a look takes.
+pub fn count(folder: &Folder, files: &Files, counts: &mut Counts) -> Result<Table, Box<dyn Error>> {
+    let title = "System calls of a sweep, counted by strace";
+    let headings = ["look", "by", "files", "calls/sweep", "calls/file", "which"];
+    let mut table = Table::new("calls", title, &headings);
+    if !has_strace() {
+        table.note("Not counted: strace is not here, or may not trace. It is a package of Debian.");
+        return Ok(table);
+    }
+    for (mode, by) in [(Mode::Inode, "descriptor"), (Mode::Path, "path")] {
+        for (looks, kind, expected) in [(Looks::Stamps, "idle", 1), (Looks::Maps, "changing", 2)] {
+            let calls = traced(folder, files, Errand::Sweep(mode, looks))?;
+            let sweep: BTreeMap<String, usize> =
+                calls.into_iter().map(|(name, count)| (name, count.div_ceil(SWEEPS))).collect();
+            let total: usize = sweep.values().sum();
+            let what = format!("system calls of a sweep, {kind} by {by}");
+            counts.is(&what, total as u64, (expected * files.paths.len()) as u64);
+            row(&mut table, kind, by, files, &sweep);
+        }
+    }
+    Ok(table)
+}
+
+/// Runs the whole program, with its threads and queues, and sees what these add to a look.
+pub fn whole_program(
+    folder: &Folder,
+    files: &Files,
+    seconds: u64,
+    counts: &mut Counts,
+    calls: &mut Table,
+) -> Result<Table, Box<dyn Error>> {
+    let title = "The whole program, with threads and queues, while its files are idle";
+    let headings = ["files", "looks/s", "floor, ns/look", "ours, ns/look", "ours/floor"];
+    let mut table = Table::new("program", title, &headings);
+    table.note("The floor is a loop that looks at all files with fstat, and sleeps.");
+    let sweeps = u64::try_from(INTERVAL.as_millis()).map(|interval| seconds * 1000 / interval)?;
+    let sweeps = usize::try_from(sweeps)?;
+    let output = Errand::Run(seconds).command(files, None)?.stderr(Stdio::inherit()).output()?;
+    let number = |key| answer(&output.stdout, key).ok_or("the child did not answer");
+    let count = as_f64(files.paths.len());
+    let per_look = |key| number(key).map(|took| took / count / as_f64(sweeps));
+    let (floor, look) = (per_look("floor")?, per_look("program")?);
+    let looks = 1000 * files.paths.len() / usize::try_from(INTERVAL.as_millis())?;
+    let (ratio, looks) = (Cell::Ratio(look / floor), looks.into());
+    table.row([files.paths.len().into(), looks, Cell::Number(floor), Cell::Number(look), ratio]);
+
+    if has_strace() {
+        let all = traced(folder, files, Errand::Run(seconds))?;
+        // strace slows it down: what is certain is how many calls there are for each look.
+        let looks = all.get("fstat").copied().unwrap_or_default();
+        let total: usize = all.values().sum();
+        let limit = looks + looks / 2;
+        counts.at_most("system calls of the whole program", total as u64, limit as u64);
+        let per_sweep =
+            |(name, count): (String, usize)| (name, count * files.paths.len() / looks.max(1));
+        let sweep = all.into_iter().map(per_sweep).collect();
+        row(calls, "idle, whole program", "descriptor", files, &sweep);
+    }
+    Ok(table)
+}
+
+fn row(table: &mut Table, kind: &str, by: &str, files: &Files, sweep: &BTreeMap<String, usize>) {
+    let total: usize = sweep.values().sum();
+    let some = sweep.iter().filter(|(_, count)| **count > 0);
+    let which: Vec<String> = some.map(|(name, count)| format!("{name} {count}")).collect();
+    let per_file = Cell::Number(as_f64(total) / as_f64(files.paths.len()));
+    table.row([
+        kind.into(),
+        by.into(),
+        files.paths.len().into(),
+        total.into(),
+        per_file,
+        which.join(", ").as_str().into(),
+    ]);
+}
+
+fn has_strace() -> bool {
+    let mut strace = Command::new("strace");
+    let tried = strace.args(["-qq", "-o", "/dev/null", "true"]).stderr(Stdio::null()).status();
+    tried.is_ok_and(|status| status.success())
+}
+
+/// The system calls of a child between its marks, by name.
+fn traced(
+    folder: &Folder,
+    files: &Files,
+    errand: Errand,
+) -> Result<BTreeMap<String, usize>, Box<dyn Error>> {
+    let trace = folder.path().join("trace");
+    let output = errand.command(files, Some(&trace))?.stderr(Stdio::inherit()).output()?;
+    if !output.status.success() {
+        return Err(format!("the child for {errand:?}: {}", output.status).into());
+    }
+    let mut calls = BTreeMap::new();
+    for name in calls_between_marks(&trace)? {
+        *calls.entry(name).or_default() += 1;
+    }
+    Ok(calls)
+}

@@ -1,0 +1,47 @@
+//! The command line of a bench: `cargo bench --bench NAME -- [--quick] [WORD]`.
+
+use std::env;
+
+/// What was asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Arguments {
+    /// Small sizes and few rounds: the counts are the same, the times are rough.
+    pub quick: bool,
+    /// Only tables whose name holds this word.
+    pub word: Option<String>,
+}
+
+impl Arguments {
+    /// Those of this process. Without `--bench`, which cargo gives to all benches that are to
+    /// measure, the quick form it is: `cargo test --benches` only wants to see whether they run.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with them, in a sentence.
+    pub fn read() -> Result<Arguments, String> {
+        Arguments::parse(env::args().skip(1))
+    }
+
+    fn parse(words: impl Iterator<Item = String>) -> Result<Arguments, String> {
+        let mut arguments = Arguments { quick: true, word: None };
+        let mut quick = false;
+        for word in words {
+            match word.as_str() {
+                "--bench" => arguments.quick = false,
+                "--quick" => quick = true,
+                option if option.starts_with('-') => {
+                    return Err(format!("{option} is not known here; there is --quick, and WORD"));
+                }
+                _ => arguments.word = Some(word),
+            }
+        }
+        arguments.quick |= quick;
+        Ok(arguments)
+    }
+
+    /// Whether the table of this name is wanted.
+    #[must_use]
+    pub fn wants(&self, table: &str) -> bool {
+        self.word.as_ref().is_none_or(|word| table.contains(word))
+    }
+}

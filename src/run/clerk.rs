@@ -1,0 +1,414 @@
+//! Who reads the grid of a device, and finds out whose the counts are.
+//!
+//! A clerk owns all that belongs to one device: the grid, the maps of the followed files, and a way
+//! to the device-mapper of its own, by which it keeps hold of the grid. Each round takes it from
+//! main to a thread and back. That may stall for as long as a file is locked by a writer, which is
+//! why it is none of the threads that update groups.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::RawFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use log::debug;
+use nix::sys::statfs::statfs;
+
+use crate::counters::Counters;
+use crate::dm::{Device, Dm};
+use crate::engine::FileId;
+use crate::entry::random;
+use crate::extent::{Extent, Extents, SECTOR_BYTES};
+use crate::grid::meter::Counted;
+use crate::grid::owners::Owners;
+use crate::grid::plan::{Change, Limits, Patch, revise};
+use crate::grid::shares::{Share, Shares, in_question};
+use crate::grid::table::{Grid, Stand};
+use crate::home::sectors;
+use crate::kernel::fiemap::Pages;
+use crate::kernel::fsmap;
+use crate::ledger::Holder;
+use crate::mode::Mode;
+use crate::place::Filesystem;
+use crate::request::GridTotals;
+use crate::sample::{self, Identity, Mount, Reach};
+use crate::sight::{Sight, Stamp};
+use crate::update::Error;
+
+/// Areas that a filesystem is asked about in one round: what of them is free.
+const QUESTIONS_MAX: usize = 4096;
+
+/// The shortest time between two changes of a grid, each of which stops the device's I/O for a
+/// moment.
+const REST: Duration = Duration::from_secs(60);
+
+/// A file whose counts are wanted.
+pub(super) struct Enlisted {
+    pub(super) file: FileId,
+    pub(super) holder: Holder,
+    pub(super) path: Arc<Path>,
+    /// Not known while somebody is looking at it; then it has to wait if it is new.
+    pub(super) by: Option<By>,
+}
+
+/// What a file is followed by.
+#[derive(Clone, Copy)]
+pub(super) struct By {
+    pub(super) mode: Mode,
+    pub(super) identity: Identity,
+    /// A descriptor of this process by which it is reached, should its path lead to it no more.
+    pub(super) descriptor: Option<RawFd>,
+}
+
+/// What came of a round.
+#[derive(Debug, Default)]
+pub(super) struct Round {
+    /// What each file got.
+    pub(super) shares: Vec<(FileId, Holder, Share)>,
+    /// Files of which the grid has not all sectors: regions have to count them.
+    pub(super) uncovered: Vec<FileId>,
+    /// What was nobody's whom we follow.
+    pub(super) others: Counters,
+    /// Regions created.
+    pub(super) created: usize,
+}
+
+/// How it is done.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Manner {
+    pub(super) claim: u32,
+    pub(super) precise: bool,
+    pub(super) limits: Limits,
+    /// See [`Settings::settle`](crate::engine::Settings::settle).
+    pub(super) settle: Duration,
+    /// See [`Settings::full_look`](crate::engine::Settings::full_look).
+    pub(super) full_look: Duration,
+}
+
+pub(super) struct Clerk {
+    device: Device,
+    dm: Box<dyn Dm + Send>,
+    manner: Manner,
+    /// How far an earlier service has read it.
+    stands: Vec<Stand>,
+    grid: Option<Grid>,
+    /// What is to be changed before it is read the next time.
+    change: Option<Change>,
+    changed: Option<Instant>,
+    owners: Owners<u32>,
+    members: BTreeMap<FileId, Member>,
+    /// Those that are not followed any more, until the next reading is given away.
+    leaving: BTreeMap<u32, (FileId, Holder)>,
+    numbers: u32,
+    /// Whether a map or the grid has changed since the grid was last planned.
+    moved: bool,
+    /// When the last reading was begun.
+    read: Option<SystemTime>,
+    rounds: u64,
+    pages: Pages,
+}
+
+/// A file as the clerk knows it.
+struct Member {
+    number: u32,
+    holder: Holder,
+    reach: Reach,
+    descriptor: Option<RawFd>,
+    stamp: Option<Stamp>,
+    /// When the stamp was another one, and when the map was read.
+    changed: Instant,
+    mapped: Instant,
+}
+
+impl Clerk {
+    /// A clerk for a device on whose filesystem `path` leads to a file.
+    pub(super) fn new(
+        device: Device,
+        dm: Box<dyn Dm + Send>,
+        manner: Manner,
+        stands: Vec<Stand>,
+        path: &Path,
+    ) -> Clerk {
+        #[allow(clippy::useless_conversion)] // the type is not the same everywhere
+        let magic = statfs(path).map_or(0, |stat| i64::from(stat.filesystem_type().0));
+        Clerk {
+            device,
+            dm,
+            manner,
+            stands,
+            grid: None,
+            change: None,
+            changed: None,
+            owners: Owners::new(Filesystem::from_magic(magic) == Filesystem::Ext),
+            members: BTreeMap::new(),
+            leaving: BTreeMap::new(),
+            numbers: 0,
+            moved: true,
+            read: None,
+            rounds: 0,
+            pages: Pages::default(),
+        }
+    }
+
+    pub(super) fn device(&self) -> Device {
+        self.device
+    }
+
+    pub(super) fn grid(&self) -> Option<&Grid> {
+        self.grid.as_ref()
+    }
+
+    /// Reads the grid, and gives away what it has counted since the last round. The first round
+    /// finds the grid, or makes one.
+    pub(super) fn round(&mut self, files: Vec<Enlisted>, may_change: bool) -> Result<Round, Error> {
+        let newborn = self.enlist(files);
+        let mut round = Round::default();
+        if self.grid.is_none() {
+            let Manner { claim, precise, .. } = self.manner;
+            self.grid = Some(Grid::find(&mut *self.dm, self.device, claim, precise, &self.stands)?);
+            self.stands.clear();
+            self.moved = true;
+            self.plan();
+        }
+        let began = SystemTime::now();
+        let mut counted = Vec::new();
+        if may_change {
+            counted.push(self.change(&mut round));
+        }
+        let Some(grid) = &mut self.grid else { return Ok(round) };
+        match grid.read(&mut *self.dm) {
+            Ok(areas) => counted.push(areas),
+            Err(error) => {
+                self.grid = self.grid.take().filter(|_| !matches!(error, Error::GridGone));
+                return Err(error);
+            }
+        }
+        self.read = Some(began);
+        self.look(&newborn);
+        let mut shares = Shares::default();
+        for areas in &counted {
+            self.give(areas, &mut shares);
+        }
+        self.owners.settle();
+        round.others = shares.others;
+        round.shares = self.name(shares);
+        self.leaving.clear();
+        round.uncovered = self.uncovered();
+        self.plan();
+        self.rounds += 1;
+        Ok(round)
+    }
+
+    /// What the grid is like now.
+    pub(super) fn describe(&self, totals: &mut GridTotals) {
+        let patches = self.grid.as_ref().map(Grid::patches).unwrap_or_default();
+        let bytes = |sectors: u64| sectors.saturating_mul(SECTOR_BYTES);
+        totals.regions = patches.len() as u64;
+        totals.areas = patches.iter().map(Patch::areas).sum();
+        totals.area_bytes = bytes(patches.iter().map(|patch| patch.step).max().unwrap_or(0));
+        totals.covered_bytes = bytes(patches.iter().map(|patch| patch.extent.len()).sum());
+        totals.kernel_bytes = match patches.is_empty() {
+            true => 0,
+            false => self.manner.limits.bytes_of(&patches),
+        };
+    }
+
+    /// Takes the grid off the device.
+    pub(super) fn retire(mut self) {
+        if let Some(grid) = self.grid.take() {
+            if let Err(error) = grid.remove(&mut *self.dm) {
+                debug!("{}: taking the grid away: {error}", self.device);
+            }
+        }
+    }
+
+    /// Takes note of who came and went. Gives those whose files are younger than the last reading:
+    /// all they have was written since.
+    fn enlist(&mut self, files: Vec<Enlisted>) -> Vec<FileId> {
+        let mut before = std::mem::take(&mut self.members);
+        let mut newborn = Vec::new();
+        for Enlisted { file, holder, path, by } in files {
+            let same = |member: &Member| member.holder == holder && member.reach.path == path;
+            let mut known = before.remove(&file);
+            if let Some(mut member) = known.take_if(|member| same(member)) {
+                member.descriptor = by.map_or(member.descriptor, |by| by.descriptor);
+                self.members.insert(file, member);
+                continue;
+            }
+            if let Some(other) = known {
+                self.part_with(file, other);
+            }
+            let Some(by) = by else { continue };
+            let mut member = self.member(holder, path, by);
+            if self.is_newborn(&member.reach.path) {
+                newborn.push(file);
+            } else if let Some((extents, blank)) = member.look(&mut self.pages) {
+                self.owners.add(member.number, extents, blank);
+            }
+            self.members.insert(file, member);
+        }
+        for (file, member) in before {
+            self.part_with(file, member);
+        }
+        newborn
+    }
+
+    fn member(&mut self, holder: Holder, path: Arc<Path>, by: By) -> Member {
+        let By { mode, identity, descriptor } = by;
+        let reach = Reach { mode, path, identity, open: None, mount: Mount::Unasked };
+        self.numbers = self.numbers.wrapping_add(1);
+        self.moved = true;
+        let (number, now) = (self.numbers, Instant::now());
+        Member { number, holder, reach, descriptor, stamp: None, changed: now, mapped: now }
+    }
+
+    fn part_with(&mut self, file: FileId, member: Member) {
+        self.owners.remove(member.number);
+        self.leaving.insert(member.number, (file, member.holder));
+        self.moved = true;
+    }
+
+    fn is_newborn(&self, path: &Path) -> bool {
+        let born = std::fs::metadata(path).and_then(|metadata| metadata.created());
+        self.read.is_some_and(|read| born.is_ok_and(|born| born >= read))
+    }
+
+    /// Changes the grid, if that is due. Gives what the part of it that is gone had counted.
+    fn change(&mut self, round: &mut Round) -> Vec<Counted> {
+        let rested = self.changed.is_none_or(|changed| changed.elapsed() >= REST);
+        let (Some(grid), true) = (&mut self.grid, rested) else { return Vec::new() };
+        let Some(change) = self.change.take() else { return Vec::new() };
+        self.changed = Some(Instant::now());
+        self.moved = true;
+        match grid.change(&mut *self.dm, &change, random()) {
+            Ok(changed) => {
+                round.created = changed.created;
+                changed.counted
+            }
+            Err(error) => {
+                debug!("{}: changing the grid: {error}", self.device);
+                Vec::new()
+            }
+        }
+    }
+
+    /// Says how the grid is to be changed next.
+    fn plan(&mut self) {
+        if !std::mem::take(&mut self.moved) {
+            return;
+        }
+        let Some(grid) = &self.grid else { return };
+        let maps: Vec<&Extents> = self.owners.maps().map(|(_, map)| map).collect();
+        self.change = revise(&grid.patches(), sectors(self.device), &maps, &self.manner.limits);
+    }
+
+    /// Looks where the files are now.
+    fn look(&mut self, newborn: &[FileId]) {
+        let Manner { settle, full_look, .. } = self.manner;
+        for (file, member) in &mut self.members {
+            let due = newborn.contains(file)
+                || member.changed.elapsed() < settle
+                || member.mapped.elapsed() >= full_look;
+            if !due && sample::compare(&member.reach, member.stamp) == Sight::Same {
+                continue;
+            }
+            if let Some((extents, blank)) = member.look(&mut self.pages) {
+                self.moved |= self.owners.set(member.number, extents, blank);
+            }
+        }
+    }
+
+    /// Gives to everybody what is his of what areas have counted.
+    fn give(&mut self, areas: &[Counted], shares: &mut Shares<u32>) {
+        if areas.is_empty() {
+            return;
+        }
+        let extents: Vec<Extent> = areas.iter().map(|area| area.extent).collect();
+        let tenancies = self.owners.tenancies(&extents, &Extents::default());
+        let free = self.free(&in_question(areas, &tenancies));
+        let tenancies = self.owners.tenancies(&extents, &free);
+        shares.give(areas, &tenancies, self.rounds);
+    }
+
+    /// What of these areas nobody has, as far as the filesystem says.
+    fn free(&self, areas: &[Extent]) -> Extents {
+        let mut free = Vec::new();
+        if areas.is_empty() {
+            return Extents::default();
+        }
+        let Some(file) = self.members.values().find_map(|member| self.open(member)) else {
+            return Extents::default();
+        };
+        for area in areas.iter().take(QUESTIONS_MAX) {
+            if let Err(error) = fsmap::free(&file, self.device, *area, &mut free) {
+                debug!("{}: what is free: {error}", self.device);
+                break;
+            }
+        }
+        free.into_iter().collect()
+    }
+
+    /// A file of the filesystem, open.
+    fn open(&self, member: &Member) -> Option<File> {
+        let file = sample::open_regular(&member.reach.path).ok()?;
+        let device = sample::device(&file.metadata().ok()?);
+        (device == self.device).then_some(file)
+    }
+
+    /// The shares by file.
+    fn name(&mut self, shares: Shares<u32>) -> Vec<(FileId, Holder, Share)> {
+        let mut names: BTreeMap<u32, (FileId, Holder)> = std::mem::take(&mut self.leaving);
+        for (file, member) in &self.members {
+            if shares.files.contains_key(&member.number) {
+                names.insert(member.number, (*file, member.holder.clone()));
+            }
+        }
+        let named = |(number, share)| names.remove(&number).map(|(file, of)| (file, of, share));
+        shares.files.into_iter().filter_map(named).collect()
+    }
+
+    fn uncovered(&self) -> Vec<FileId> {
+        let patches = self.grid.as_ref().map(Grid::patches).unwrap_or_default();
+        let taken: Extents = patches.iter().map(|patch| patch.extent).collect();
+        let maps: BTreeMap<u32, &Extents> = self.owners.maps().collect();
+        let covered = |member: &Member| {
+            let map = maps.get(&member.number);
+            !taken.is_empty() && map.is_some_and(|map| map.without(&taken).is_empty())
+        };
+        self.members.iter().filter(|(_, of)| !covered(of)).map(|(file, _)| *file).collect()
+    }
+}
+
+impl Member {
+    /// The file's extents and what of them is blank; nothing if they cannot be had.
+    fn look(&mut self, pages: &mut Pages) -> Option<(Extents, Extents)> {
+        self.mapped = Instant::now();
+        let mut sight = sample::look(&mut self.reach, self.stamp, false, pages);
+        if matches!(sight, Sight::Absent { .. }) && self.reach.mode == Mode::Inode {
+            sight = self.look_by_descriptor(pages).unwrap_or(sight);
+        }
+        match sight {
+            Sight::Mapped(stamp, map) => {
+                if self.stamp.replace(stamp) != Some(stamp) {
+                    self.changed = self.mapped;
+                }
+                Some((map.extents, map.blank))
+            }
+            Sight::Absent { .. } | Sight::Unused => {
+                self.stamp = None;
+                Some(<(Extents, Extents)>::default())
+            }
+            Sight::Same | Sight::Changed | Sight::Unmounted | Sight::Failed(_) => None,
+        }
+    }
+
+    /// The inode is at its path no more, and main has it open. By the time the descriptor may be
+    /// another file's, which the reach would tell.
+    fn look_by_descriptor(&self, pages: &mut Pages) -> Option<Sight> {
+        let path = format!("/proc/self/fd/{}", self.descriptor?);
+        let Reach { mode, identity, mount, .. } = self.reach;
+        let mut reach = Reach { mode, path: Path::new(&path).into(), identity, open: None, mount };
+        Some(sample::look(&mut reach, None, false, pages))
+    }
+}
