@@ -158,7 +158,6 @@ pub fn serve<D: Dm + Send + 'static>(
     run.employ_scout(read.clone(), open.clone(), claim)?;
     let path = config.settings.socket.clone();
     let exported = config.settings.clone();
-    let state_dir = config.settings.state_dir.clone();
     let service = Service::new(config);
     let open_grids = open.clone();
     let (main, wanted, counter) = (run.sender.clone(), service.shared.clone(), <_>::default());
@@ -173,19 +172,7 @@ pub fn serve<D: Dm + Send + 'static>(
     let exporter = exporter::start(&exported, &ask)?;
     let server = path.as_ref().map(|path| socket::serve(path, answer)).transpose()?;
     // Only now: another service may have been there.
-    let mut books = Books::open(state_dir.as_ref());
-    let saved = std::mem::take(&mut books.grids);
-    run.books = Some(books);
-    if exported.grid_memory > 0 {
-        let manner = Manner {
-            claim,
-            precise: exported.precise,
-            limits: grids::limits(exported.grid_memory),
-            settle: settings.settle,
-            full_look: settings.full_look,
-        };
-        run.grids = Some(Grids::new(open_grids, manner, saved, run.sender.clone())?);
-    }
+    run.open_books(&exported, &settings, claim, open_grids)?;
     if let Some(path) = path {
         run.recall(&path);
     }
@@ -334,6 +321,30 @@ impl Run {
         let sender = self.sender.clone();
         let equip = move || Ok(service::scout(read.clone(), open.clone(), claim, sender.clone()));
         self.scouts = Some(Crew::new("scout", equip)?);
+        Ok(())
+    }
+
+    /// Goes on counting where an earlier service has ended.
+    fn open_books<D: Dm + Send + 'static>(
+        &mut self,
+        config: &crate::config::Settings,
+        settings: &Settings,
+        claim: u32,
+        open: impl Fn() -> io::Result<D> + Clone + Send + Sync + 'static,
+    ) -> io::Result<()> {
+        let mut books = Books::open(config.state_dir.as_ref());
+        let saved = mem::take(&mut books.grids);
+        self.books = Some(books);
+        if config.grid_memory > 0 {
+            let manner = Manner {
+                claim,
+                precise: config.precise,
+                limits: grids::limits(config.grid_memory),
+                settle: settings.settle,
+                full_look: settings.full_look,
+            };
+            self.grids = Some(Grids::new(open, manner, saved, self.sender.clone())?);
+        }
         Ok(())
     }
 
