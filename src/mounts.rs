@@ -39,9 +39,7 @@ struct State {
 #[derive(Clone, Debug)]
 pub struct Mounts {
     ids: Arc<[u32]>,
-    /// Whether that is so still, as far as the kernel says.
-    pub current: bool,
-    /// How often it was not so any more.
+    /// How often that has changed.
     pub changes: u64,
 }
 
@@ -56,17 +54,36 @@ impl Lists {
     /// What is mounted, or was a second ago.
     pub fn mounts(&self) -> Mounts {
         let mut state = self.0.lock();
-        state.stale |= state.lists.iter().any(has_changed);
-        let now = Instant::now();
-        if state.stale && state.read.is_none_or(|read| now >= read + INTERVAL) {
-            state.read = Some(now);
-            state.changes += 1;
-            if let Ok(ids) = state.lists.iter_mut().map(read).collect::<io::Result<Vec<_>>>() {
-                state.ids = sorted(ids.concat());
-                state.stale = false;
-            }
+        state.take_note();
+        if state.stale && state.read.is_none_or(|read| read.elapsed() >= INTERVAL) {
+            state.read();
         }
-        Mounts { ids: state.ids.clone(), current: !state.stale, changes: state.changes }
+        Mounts { ids: state.ids.clone(), changes: state.changes }
+    }
+
+    /// Whether there is a mount with this id now. One that has just been made is found, too.
+    pub fn has(&self, id: u32) -> bool {
+        let mut state = self.0.lock();
+        state.take_note();
+        if state.stale && state.ids.binary_search(&id).is_err() {
+            state.read();
+        }
+        state.ids.binary_search(&id).is_ok()
+    }
+}
+
+impl State {
+    fn take_note(&mut self) {
+        self.stale |= self.lists.iter().fold(false, |changed, list| has_changed(list) || changed);
+    }
+
+    fn read(&mut self) {
+        self.read = Some(Instant::now());
+        self.changes += 1;
+        if let Ok(ids) = self.lists.iter_mut().map(read).collect::<io::Result<Vec<_>>>() {
+            self.ids = sorted(ids.concat());
+            self.stale = false;
+        }
     }
 }
 
@@ -124,10 +141,11 @@ mod tests {
     #[test]
     fn the_mount_of_an_open_file_is_listed() {
         let lists = Lists::open();
-        let mounts = lists.mounts();
-        assert!(mounts.current && mounts.changes == 1, "{mounts:?}");
         let id = mount_id(&File::open("/proc/self/status").unwrap());
+        assert!(id.is_none_or(|id| lists.has(id)), "{id:?}");
+        let mounts = lists.mounts();
+        assert!(mounts.changes == 1, "read once, if nobody mounts anything: {mounts:?}");
         assert!(id.is_none_or(|id| mounts.has(id)), "{id:?}: {mounts:?}");
-        assert!(!mounts.has(u32::MAX));
+        assert!(!mounts.has(u32::MAX) && !lists.has(u32::MAX));
     }
 }

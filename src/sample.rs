@@ -14,7 +14,7 @@ use crate::extent::{Extent, Extents};
 use crate::kernel::fiemap::{self, Mapped, Pages};
 use crate::kernel::inode;
 use crate::mode::Mode;
-use crate::mounts::Mounts;
+use crate::mounts::{Lists, Mounts};
 use crate::place::is_realtime;
 use crate::sight::{Map, Sight, Stamp};
 
@@ -94,26 +94,26 @@ pub fn look(reach: &mut Reach, last: Option<Stamp>, keep: bool, pages: &mut Page
 }
 
 impl Reach {
+    /// Takes note of the mount through which the file is held open, by its inode. To be called soon
+    /// after it was opened: one that is not listed then belongs to another namespace, and whether
+    /// it is there still cannot be told.
+    pub fn note_mount(&mut self, lists: &Lists) {
+        let held = self.held_inode().filter(|_| self.mount == Mount::Unasked);
+        if let Some(file) = held {
+            let listed = inode::mount_id(file).filter(|id| lists.has(*id));
+            self.mount = listed.map_or(Mount::Unseen, Mount::Seen);
+        }
+    }
+
     /// Whether the file is held open, by its inode, and the mount through which it was opened is no
     /// more: `mounts` are what there is since the last look, or longer.
-    ///
-    /// A mount that was never listed belongs to another namespace; whether it is there still cannot
-    /// be told.
     pub fn is_detached(&mut self, mounts: &Mounts) -> bool {
-        let Some(file) = self.held_inode() else {
-            self.mount = Mount::Unasked;
-            return false;
-        };
+        if self.held_inode().is_none() {
+            self.mount = Mount::Unasked; // it may be opened through another one
+        }
         match self.mount {
-            Mount::Unasked => {
-                let listed = inode::mount_id(file).filter(|id| mounts.has(*id));
-                if listed.is_some() || mounts.current {
-                    self.mount = listed.map_or(Mount::Unseen, Mount::Seen);
-                }
-                false
-            }
-            Mount::Unseen => false,
             Mount::Seen(id) => !mounts.has(id),
+            Mount::Unasked | Mount::Unseen => false,
         }
     }
 
@@ -529,6 +529,26 @@ mod tests {
             let mapped = matches!(sight, Sight::Mapped(..)); // not on every filesystem
             assert_eq!(reach.open.is_some(), keep && mapped);
         }
+    }
+
+    #[test]
+    fn the_mount_of_a_file_that_is_held_open_is_noted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x");
+        std::fs::write(&path, "data").unwrap();
+        let lists = Lists::open();
+        let mut reach = Reach { mode: Mode::Inode, ..by_path(&path) };
+        reach.note_mount(&lists);
+        assert_eq!(reach.mount, Mount::Unasked, "it is not open");
+        reach.open = Some(File::open(&path).unwrap());
+        reach.note_mount(&lists);
+        let id = inode::mount_id(reach.open.as_ref().unwrap());
+        assert_eq!(reach.mount, id.map_or(Mount::Unseen, Mount::Seen));
+        assert!(!reach.is_detached(&lists.mounts()));
+        reach.mount = Mount::Seen(u32::MAX);
+        assert!(reach.is_detached(&lists.mounts()), "there is no such mount");
+        reach.open = None;
+        assert!(!reach.is_detached(&lists.mounts()) && reach.mount == Mount::Unasked);
     }
 
     #[test]

@@ -153,6 +153,7 @@ pub(super) fn sampler(
                         look.sight = sight; // long, and rare
                     }
                     if batch.maps.is_some() {
+                        reach.note_mount(&lists); // it may have been opened just now
                         job.gets_on();
                     }
                 }
