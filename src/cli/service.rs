@@ -151,7 +151,11 @@ fn table(out: &mut impl Write, status: &Status) -> io::Result<()> {
     }
     for device in status.devices.iter().filter(|device| device.state != DeviceState::Ok) {
         let (name, state) = (&device.name, device.state.as_str());
-        writeln!(out, "device {} ({name}): {state}, {:.0} s", device.device, device.stuck_seconds)?;
+        let since = match device.state {
+            DeviceState::Stuck => format!(" for {:.0} s", device.stuck_seconds),
+            _ => String::new(),
+        };
+        writeln!(out, "device {} ({name}): {state}{since}", device.device)?;
     }
     writeln!(
         out,

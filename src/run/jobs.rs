@@ -298,3 +298,64 @@ fn processor_time() -> Duration {
 fn counts_io(device: Device) -> bool {
     sysfs(device, "queue/iostats").is_none_or(|iostats| iostats.trim() == "1")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dm::Label;
+    use crate::extent::Extent;
+    use crate::kernel::memory::Memory;
+
+    const DEVICE: Device = Device { major: 253, minor: 0 };
+    const MARK: Mark = Mark { key: 7, nonce: 1 };
+    const CLAIM: u32 = 1;
+
+    fn home(uuid: &str) -> Option<Arc<Home>> {
+        let label = Label { name: b"name".into(), uuid: uuid.into() };
+        Some(Arc::new(Home { device: DEVICE, label }))
+    }
+
+    fn listing(memory: &mut Memory) -> Vec<u8> {
+        memory.message(DEVICE, b"@stats_list").unwrap().text
+    }
+
+    /// All orders that change something, for a file that lies elsewhere by now.
+    fn orders(group: Group, template: &Template, uuid: &str) -> Vec<Order> {
+        let (file, device) = (FileId(0), DEVICE);
+        let want: Extents = [Extent::new(64, 8).unwrap()].into_iter().collect();
+        let (template, mark) = (template.clone(), Mark { key: 8, nonce: 2 });
+        let home = || home(uuid);
+        vec![
+            Order::Establish { file, device, home: home(), template, mark, want: want.clone() },
+            Order::Update { file, device, home: home(), group, want },
+            Order::Clear { file, device, home: home(), key: MARK.key },
+            Order::Remove { file, device, home: home(), group },
+        ]
+    }
+
+    #[test]
+    fn no_order_changes_another_device_than_the_one_that_was_known() {
+        let mut memory = Memory::new();
+        memory.add_device(DEVICE, 1 << 20, "name", "LVM-this");
+        let (program_id, alias, bounds) = (b"dmstats".into(), b"x".into(), Vec::new());
+        let template = Template { program_id, alias, precise: false, bounds };
+        let want: Extents = [Extent::new(0, 8).unwrap()].into_iter().collect();
+        let made = update::establish(&mut memory, DEVICE, &template, MARK, CLAIM, &want);
+        let group = made.unwrap().unwrap().group;
+        let before = listing(&mut memory);
+        for order in orders(group, &template, "LVM-other") {
+            let (event, _) = carry_out(&mut memory, CLAIM, order, false);
+            let error = match event {
+                Event::Updated(_, _, Err(error)) | Event::Removed(_, _, Err(error)) => error,
+                other => panic!("{other:?}"),
+            };
+            assert!(error.is_no_device(), "{error}");
+            assert_eq!(listing(&mut memory), before);
+        }
+        for order in orders(group, &template, "LVM-this").into_iter().take(3) {
+            let before = listing(&mut memory);
+            carry_out(&mut memory, CLAIM, order, false);
+            assert_ne!(listing(&mut memory), before, "that is the one");
+        }
+    }
+}
