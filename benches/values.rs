@@ -5,6 +5,7 @@
 #[path = "support/mod.rs"]
 mod support;
 
+use std::alloc::System;
 use std::error::Error;
 use std::hint::black_box;
 use std::process::ExitCode;
@@ -13,12 +14,17 @@ use criterion::Criterion;
 use dmfilemapd::extent::{Extent, Extents};
 use dmfilemapd::message::{RegionId, parse_list};
 use dmfilemapd::plan::{Delta, Have, plan};
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use xxhash_rust::xxh3::xxh3_128;
 
-use support::arguments::Arguments;
+use support::arguments::{self, Arguments};
+use support::counts::Counts;
 use support::paired::{self, Pair, Paired, as_f64};
 use support::rounds::thread_time;
 use support::table::{Cell, Table};
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 /// Extents of a map.
 const SIZES: [u64; 3] = [10, 1000, 100_000];
@@ -28,7 +34,7 @@ const NESTED_MAX: u64 = 1000;
 
 fn main() -> ExitCode {
     match bench() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::FAILURE
@@ -36,7 +42,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn bench() -> Result<(), Box<dyn Error>> {
+fn bench() -> Result<ExitCode, Box<dyn Error>> {
+    arguments::warn_if_slow();
     // Criterion has options of its own, and says so if it does not know one.
     let quick = !std::env::args().any(|word| word == "--bench")
         || std::env::args().any(|word| word == "--quick");
@@ -46,7 +53,42 @@ fn bench() -> Result<(), Box<dyn Error>> {
     listings(&mut criterion).publish()?;
     plans(&mut criterion, &arguments).publish()?;
     criterion.final_summary();
-    Ok(())
+    let mut counts = Counts::default();
+    allocations(&mut counts).publish()?;
+    Ok(counts.exit_code())
+}
+
+/// Holds what is allocated to a few times whatever the size: rooms that grow, nothing for each row.
+fn allocations(counts: &mut Counts) -> Table {
+    let headings = ["size", "fingerprint", "normal form", "listing", "plan"];
+    let mut table = Table::new("allocations", "Allocations, by extents or rows", &headings);
+    for size in SIZES {
+        let raw = fragments(size);
+        let map: Extents = raw.iter().copied().collect();
+        let text = listing(size);
+        let (have, want) = Change::One.make(size);
+        let doublings = u64::from(size.ilog2()) + 1;
+        let mut count = |what: &str, limit: u64, run: &dyn Fn()| {
+            let region = Region::new(&INSTRUMENTED_SYSTEM);
+            run();
+            let change = region.change();
+            let count = (change.allocations + change.reallocations) as u64;
+            counts.at_most(&format!("allocations, {what} of {size}"), count, limit);
+            Cell::Count(count)
+        };
+        table.row([
+            Cell::Count(size),
+            count("fingerprint", 0, &|| {
+                black_box(map.fingerprint());
+            }),
+            count("normal form", doublings, &|| {
+                drop(black_box(raw.iter().copied().collect::<Extents>()));
+            }),
+            count("listing", doublings, &|| drop(black_box(parse_list(&text)))),
+            count("plan", 1 + 2 * doublings, &|| drop(black_box(plan(&have, &want)))),
+        ]);
+    }
+    table
 }
 
 /// Extents of eight sectors, eight apart, in the order of an old and much used file: shuffled in

@@ -85,6 +85,10 @@ pub trait Dm {
         self.message(device, text)
     }
 
+    /// The next message is not to be held back to let the device's I/O through, if it would be: it
+    /// creates a region that is to have an id which has just become free, and anybody may get that.
+    fn hurry(&mut self) {}
+
     /// Begins a turn at the device, which lasts until [`Dm::end_turn`] or the end of the process.
     /// One at a time. It keeps out nobody but those who ask for turns.
     ///
@@ -144,6 +148,10 @@ impl<D: Dm> Dm for Known<'_, D> {
         self.dm.message_to(device, uuid, text)
     }
 
+    fn hurry(&mut self) {
+        self.dm.hurry();
+    }
+
     fn begin_turn(&mut self, device: Device, turn: Turn) -> io::Result<()> {
         self.dm.begin_turn(device, turn)
     }
@@ -168,6 +176,10 @@ impl<D: Dm + ?Sized> Dm for &mut D {
 
     fn message_to(&mut self, device: Device, uuid: &[u8], text: &[u8]) -> io::Result<Reply> {
         (**self).message_to(device, uuid, text)
+    }
+
+    fn hurry(&mut self) {
+        (**self).hurry();
     }
 
     fn begin_turn(&mut self, device: Device, turn: Turn) -> io::Result<()> {

@@ -14,10 +14,11 @@ use crate::mode::Mode;
 use crate::place::Place;
 use crate::run::Entry;
 use crate::sample::{Identity, Mount, Reach};
+use crate::shape::Limits;
 use crate::update::{Group, Template};
 
 /// An entry for a file, which is opened when it is looked at unless it is open now; `path` is
-/// absolute. Its home is not known.
+/// absolute. Its home is not known, and its group may have any number of regions.
 pub fn entry(
     open: Option<File>,
     path: &Path,
@@ -32,7 +33,8 @@ pub fn entry(
     let identity = Identity { inode: place.inode, generation: place.generation };
     let reach = Reach { mode, path: path.clone(), identity, open, mount: Mount::Unasked };
     let restless = place.filesystem.is_restless();
-    let spec = Spec { mode, device: place.device, group, restless, pace };
+    let limits = Limits::NONE;
+    let spec = Spec { mode, device: place.device, group, restless, pace, limits };
     Entry { reach, spec, template, mark, home: None }
 }
 

@@ -146,6 +146,12 @@ impl Extents {
         false
     }
 
+    /// The sectors of either map.
+    #[must_use]
+    pub fn and(&self, other: &Extents) -> Extents {
+        self.0.iter().chain(&other.0).copied().collect()
+    }
+
     /// The sectors of this map that are not in `other`.
     #[must_use]
     pub fn without(&self, other: &Extents) -> Extents {
@@ -277,6 +283,8 @@ mod tests {
             let (on_a, on_b) = (painted(a.as_slice()), painted(b.as_slice()));
             let difference: Vec<bool> = on_a.iter().zip(&on_b).map(|(a, b)| *a && !*b).collect();
             prop_assert_eq!(painted(a.without(&b).as_slice()), difference);
+            let either: Vec<bool> = on_a.iter().zip(&on_b).map(|(a, b)| *a || *b).collect();
+            prop_assert_eq!(painted(a.and(&b).as_slice()), either);
             prop_assert_eq!(a.intersects(&b), on_a.iter().zip(&on_b).any(|(a, b)| *a && *b));
             prop_assert_eq!(b.as_slice().iter().any(|e| a.overlaps(*e)), a.intersects(&b));
             for extent in b.as_slice() {

@@ -28,6 +28,7 @@
 //! | | [`mode`], [`sight`] | what a file is followed by, what a look gives |
 //! | | [`values`] | intervals, bounds and words, as people write them |
 //! | | [`plan`], [`fit`] | from regions and extents to a delta, short enough to be read |
+//! | | [`shape`], [`merge`], [`fold`] | what a group is to cover, within limits on its regions |
 //! | 1: decisions | [`update`] | one group, from what it is to what it should be |
 //! | | [`ledger`] | what files have counted in all, whatever becomes of their regions |
 //! | | [`engine`] | `(now, event)` to actions: what is due, what is under way, when to stop |
@@ -35,6 +36,7 @@
 //! | 2: the kernel | [`kernel`] | FIEMAP, `/dev/mapper/control`, a table in memory, forks |
 //! | 3: the program | [`sample`], [`place`], [`entry`] | one look at one file; where it lies |
 //! | | [`home`], [`mounts`] | which device that is, and whether its filesystem is mounted |
+//! | | [`pace`] | pauses between creates, for the device's I/O |
 //! | | [`config`] | settings and entries: what is followed, and how |
 //! | | [`mod@run`] | threads, queues, signals |
 //! | | [`request`] | what is said on the control socket |
@@ -87,6 +89,11 @@
 //! | reading | what a region has counted, at one moment; or one of all groups of a device |
 //! | ledger | what each file has counted in all, in an account, and the last readings |
 //! | holder | whose account it is: a file, by what is the same after a restart of the machine |
+//! | limits | how many regions a group may have |
+//! | shape | what a group covers within its limits, and what of it is to be one region |
+//! | merge | to take the gap between two extents in, so that one region covers both |
+//! | fold | to have one region in the place of neighbours that cover one extent |
+//! | foreign | of sectors: what a group counts and its file does not have |
 //! | delta | what to keep, create and delete |
 //! | message, reply | one line of text to the kernel, and its answer |
 
@@ -102,21 +109,25 @@ pub mod engine;
 pub mod entry;
 pub mod extent;
 pub mod fit;
+pub mod fold;
 pub mod grid;
 pub mod group;
 pub mod home;
 pub mod kernel;
 pub mod launch;
 pub mod ledger;
+pub mod merge;
 pub mod message;
 pub mod metrics;
 pub mod mode;
 pub mod mounts;
+pub mod pace;
 pub mod place;
 pub mod plan;
 pub mod request;
 pub mod run;
 pub mod sample;
+pub mod shape;
 pub mod sight;
 pub mod socket;
 pub mod survey;

@@ -74,7 +74,9 @@ impl Lists {
 
 impl State {
     fn take_note(&mut self) {
-        self.stale |= self.lists.iter().fold(false, |changed, list| has_changed(list) || changed);
+        for list in &self.lists {
+            self.stale |= has_changed(list); // each says so once
+        }
     }
 
     fn read(&mut self) {

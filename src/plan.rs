@@ -40,7 +40,11 @@ pub struct Delta {
 #[must_use]
 pub fn plan(have: &[Have], want: &Extents) -> Delta {
     let mut have = have.to_vec();
-    have.sort_unstable_by_key(|region| (region.extent, region.id));
+    // Most begin at sectors of their own, and one number is compared in half the time of three.
+    have.sort_unstable_by_key(|region| region.extent.start());
+    for alike in have.chunk_by_mut(|one, next| one.extent.start() == next.extent.start()) {
+        alike.sort_unstable_by_key(|region| (region.extent, region.id));
+    }
 
     let mut delta = Delta::default();
     let mut candidates = have.as_slice();

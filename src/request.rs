@@ -171,6 +171,9 @@ pub struct ServiceStatus {
     pub files: u64,
     /// How long the look that is longest overdue is so.
     pub lag_seconds: f64,
+    /// Kernel memory of all regions on the machine, whoever made them, if the kernel says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel_stats_bytes: Option<u64>,
     /// Why the configuration could not be read when it was last tried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_error: Option<String>,
@@ -189,11 +192,28 @@ pub struct DeviceStatus {
     pub files: u64,
     /// Whether it answers.
     pub state: DeviceState,
-    /// Regions created on it so far.
+    /// Regions on it, whoever made them, when it was last listed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub regions: Option<u64>,
+    /// Members of the groups of followed files.
+    #[serde(default)]
+    pub own_regions: u64,
+    /// What these add to the time of each I/O on the device, at [`REGION_COST_NS`] a region.
+    #[serde(default)]
+    pub own_io_cost_estimated_ns: u64,
+    /// Regions created on it by the service so far, each of which stopped its I/O for a moment.
     pub creates: u64,
+    /// How long all of these took; no I/O waited for longer.
+    #[serde(default)]
+    pub creates_time_ns: u64,
     /// How long it has not answered.
     pub stuck_seconds: f64,
 }
+
+/// What a region adds to the time of each I/O on its device, in or out of it: the kernel goes
+/// through the list of them when an I/O begins and when it ends. Measured with a thousand regions;
+/// other processors differ.
+pub const REGION_COST_NS: u64 = 17;
 
 /// Whether a device answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -237,10 +257,17 @@ pub struct FileStatus {
     pub group: Option<u32>,
     /// Members of the group.
     pub regions: u32,
+    /// Regions that the group may have, as things are.
+    #[serde(default)]
+    pub max_regions: u32,
     /// Extents of its last map.
     pub extents: u32,
     /// Bytes in them.
     pub mapped_bytes: u64,
+    /// Bytes between them that the group counts, too, since there are more extents than it may
+    /// have regions.
+    #[serde(default)]
+    pub foreign_bytes: u64,
     /// Bytes of the file that are in none: holes, and what is not written yet.
     pub unmapped_bytes: u64,
     /// One word, such as `following`. A file that is wanted and not followed is `unfit` if it

@@ -72,21 +72,29 @@ const TRIES: usize = 3;
 pub fn compare(reach: &Reach, last: Option<Stamp>) -> Sight {
     match stat(reach) {
         Ok(stamp) if last == Some(stamp) => Sight::Same,
-        Ok(_) => Sight::Changed,
+        Ok(stamp) => Sight::Changed(stamp),
         Err(sight) => sight,
     }
 }
 
 /// Looks at a file: the stamp first, then the map. A file that is opened for it stays open if
 /// `keep` says so. `last` is the stamp of its last map, at which what is open now was looked at.
-pub fn look(reach: &mut Reach, last: Option<Stamp>, keep: bool, pages: &mut Pages) -> Sight {
+/// If the stamp was `taken` already, it is not taken again: the older it is, the more shows in the
+/// next one.
+pub fn look(
+    reach: &mut Reach,
+    last: Option<Stamp>,
+    taken: Option<Stamp>,
+    keep: bool,
+    pages: &mut Pages,
+) -> Sight {
     if let Some(file) = reach.held_inode() {
-        return match stat(reach) {
+        return match stat_unless(taken, reach) {
             Ok(stamp) => look_at_open(file, stamp, pages),
             Err(sight) => sight,
         };
     }
-    let sight = look_at_path(reach, last, pages);
+    let sight = look_at_path(reach, last, taken, pages);
     if !keep || !matches!(sight, Sight::Mapped(..)) {
         reach.open = None;
     }
@@ -123,9 +131,14 @@ impl Reach {
     }
 }
 
-fn look_at_path(reach: &mut Reach, last: Option<Stamp>, pages: &mut Pages) -> Sight {
+fn look_at_path(
+    reach: &mut Reach,
+    last: Option<Stamp>,
+    mut taken: Option<Stamp>,
+    pages: &mut Pages,
+) -> Sight {
     for _ in 0..TRIES {
-        let stamp = match stat(reach) {
+        let stamp = match stat_unless(taken.take(), reach) {
             Ok(stamp) => stamp,
             Err(sight) => return sight,
         };
@@ -136,6 +149,14 @@ fn look_at_path(reach: &mut Reach, last: Option<Stamp>, pages: &mut Pages) -> Si
         }
     }
     Sight::Failed("the file is replaced faster than it can be opened".to_owned())
+}
+
+#[allow(clippy::result_large_err)] // as below
+fn stat_unless(taken: Option<Stamp>, reach: &Reach) -> Result<Stamp, Sight> {
+    match taken {
+        Some(stamp) => Ok(stamp),
+        None => stat(reach),
+    }
 }
 
 /// What the file is like now, if it is there and can be followed.
@@ -455,7 +476,7 @@ mod tests {
             let expected = Sight::Absent { found: why.to_owned(), beside: vec![here] };
             let mut reach = by_path(path);
             assert_eq!(compare(&reach, None), expected);
-            assert_eq!(look(&mut reach, None, true, &mut Pages::default()), expected);
+            assert_eq!(look(&mut reach, None, None, true, &mut Pages::default()), expected);
         };
         check(&path, "there is no file at the path");
         check(&path.join("y/z"), "there is no file at the path");
@@ -525,7 +546,7 @@ mod tests {
         std::fs::write(&path, "data").unwrap();
         for keep in [true, false] {
             let mut reach = by_path(&path);
-            let sight = look(&mut reach, None, keep, &mut Pages::default());
+            let sight = look(&mut reach, None, None, keep, &mut Pages::default());
             let mapped = matches!(sight, Sight::Mapped(..)); // not on every filesystem
             assert_eq!(reach.open.is_some(), keep && mapped);
         }
@@ -552,6 +573,36 @@ mod tests {
     }
 
     #[test]
+    fn a_stamp_that_was_taken_is_not_taken_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x");
+        std::fs::write(&path, "data").unwrap();
+        let file = File::open(&path).unwrap();
+        let before = Stamp { changed: 1, ..stamp(&fstat(&file).unwrap()) };
+        for mode in [Mode::Inode, Mode::Path] {
+            let file = file.try_clone().unwrap();
+            let mut reach = Reach {
+                mode,
+                open: Some(file),
+                identity: identity(&File::open(&path).unwrap()),
+                ..by_path(&path)
+            };
+            match look(&mut reach, None, Some(before), true, &mut Pages::default()) {
+                Sight::Mapped(stamp, _) => assert_eq!(stamp, before, "{mode}"),
+                sight => assert!(matches!(sight, Sight::Failed(_)), "no FIEMAP here: {sight:?}"),
+            }
+        }
+        // What is there by now is another file: its stamp has to be taken, whatever was seen.
+        std::fs::write(folder.path().join("next"), "new").unwrap();
+        std::fs::rename(folder.path().join("next"), &path).unwrap();
+        let mut reach = by_path(&path);
+        match look(&mut reach, None, Some(before), true, &mut Pages::default()) {
+            Sight::Mapped(stamp, _) => assert_ne!(stamp.inode, before.inode),
+            sight => assert!(matches!(sight, Sight::Failed(_)), "no FIEMAP here: {sight:?}"),
+        }
+    }
+
+    #[test]
     fn an_unlinked_file_is_used_as_long_as_somebody_else_has_it_open() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x");
@@ -561,9 +612,9 @@ mod tests {
         let mut reach = Reach { mode, identity, open: Some(file), ..by_path(&path) };
         let other = File::open(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
-        assert_eq!(compare(&reach, None), Sight::Changed);
+        assert!(matches!(compare(&reach, None), Sight::Changed(_)));
         drop(other);
         assert_eq!(compare(&reach, None), Sight::Unused);
-        assert_eq!(look(&mut reach, None, true, &mut Pages::default()), Sight::Unused);
+        assert_eq!(look(&mut reach, None, None, true, &mut Pages::default()), Sight::Unused);
     }
 }

@@ -49,8 +49,8 @@ pub struct Map {
 pub enum Sight {
     /// The stamp is the one of the last map, and no map was due.
     Same,
-    /// The stamp is not the one of the last map; the map was not to be read.
-    Changed,
+    /// The stamp, this one, is not that of the last map; the map was not to be read.
+    Changed(Stamp),
     /// The map was read. The stamp was taken before it, so that a change after the stamp shows in
     /// the next one.
     Mapped(Stamp, Map),

@@ -10,7 +10,9 @@ use crate::dm::{Device, Dm};
 use crate::extent::SECTOR_BYTES;
 use crate::home::{label, sysfs};
 use crate::kernel::devices::Named;
-use crate::request::{DeviceState, DeviceTotals, FileTotals, SCHEMA, Source, Totals};
+use crate::request::{
+    DeviceState, DeviceTotals, FileTotals, REGION_COST_NS, SCHEMA, Source, Totals,
+};
 use crate::update::{ANCHOR, Count, Counted, read_all};
 
 /// What all groups on these devices have counted, and the devices themselves. A device that cannot
@@ -25,6 +27,8 @@ pub fn survey(dm: &mut impl Dm, devices: &[Named]) -> Totals {
             Ok((groups, regions)) => {
                 row.files = groups.len() as u64;
                 row.regions = regions as u64;
+                row.own_regions = groups.iter().map(|group| group.counts.len() as u64).sum();
+                row.own_io_cost_estimated_ns = row.own_regions * REGION_COST_NS;
                 totals.files.extend(groups.iter().map(|group| file_totals(group, &row)));
             }
             Err(error) if error.is_no_device() => continue, // removed since
@@ -45,7 +49,10 @@ pub fn device_totals(device: Device, name: &str) -> DeviceTotals {
         uuid: String::from_utf8_lossy(&label(device).unwrap_or_default().uuid).into_owned(),
         files: 0,
         regions: 0,
+        own_regions: 0,
+        own_io_cost_estimated_ns: 0,
         creates: 0,
+        creates_time_ns: 0,
         state: DeviceState::Ok,
         stuck_seconds: 0.0,
         read_unix_seconds: Some(unix_seconds()),
@@ -89,6 +96,7 @@ fn file_totals(group: &Counted, device: &DeviceTotals) -> FileTotals {
         regions: group.counts.len() as u64,
         extents: None,
         mapped_bytes: mapped.map(|count| count.extent.len()).sum::<u64>() * SECTOR_BYTES,
+        foreign_bytes: None,
         unmapped_bytes: None,
         shared_bytes: None,
         last_change_unix_seconds: None,

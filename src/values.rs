@@ -192,6 +192,46 @@ pub fn max_files(text: &str) -> Result<usize, String> {
     max.ok_or_else(|| format!("{text:?} is no limit of files; give a number from 1 to 10000000"))
 }
 
+/// A number of regions, from `min` to 1,000,000,000.
+///
+/// # Errors
+///
+/// It is out of range or no number at all.
+fn regions(text: &str, min: u32) -> Result<u32, String> {
+    let number = text.parse().ok().filter(|number| (min..=1_000_000_000).contains(number));
+    number.ok_or_else(|| {
+        format!("{text:?} is no number of regions; give one from {min} to 1000000000")
+    })
+}
+
+/// A limit on the number of regions, of which a group has one at least.
+///
+/// # Errors
+///
+/// It is out of range or no number at all.
+pub fn max_regions(text: &str) -> Result<u32, String> {
+    regions(text, 1)
+}
+
+/// A number of regions that may be zero.
+///
+/// # Errors
+///
+/// It is out of range or no number at all.
+pub fn fold_above(text: &str) -> Result<u32, String> {
+    regions(text, 0)
+}
+
+/// A share of the time in percent, from 1 to 100.
+///
+/// # Errors
+///
+/// It is out of range or no number at all.
+pub fn share(text: &str) -> Result<u8, String> {
+    let share = text.parse().ok().filter(|share| (1..=100).contains(share));
+    share.ok_or_else(|| format!("{text:?} is no percentage; give a number from 1 to 100"))
+}
+
 /// An absolute path; an empty text is for none.
 ///
 /// # Errors
@@ -338,6 +378,17 @@ mod tests {
         assert_eq!(absolute_path(""), Ok(None));
         assert_eq!(absolute_path("/run/x"), Ok(Some("/run/x".into())));
         assert!(absolute_path("run/x").is_err());
+    }
+
+    #[test]
+    fn numbers_of_regions_and_percentages_are_in_range() {
+        assert_eq!((max_regions("1"), fold_above("0")), (Ok(1), Ok(0)));
+        assert_eq!((max_regions("1000000000"), share("100")), (Ok(1_000_000_000), Ok(100)));
+        for text in ["0", "1000000001", "-1", "", "many"] {
+            assert!(max_regions(text).is_err(), "{text}");
+            assert!(share(text).is_err(), "{text}");
+        }
+        assert!(fold_above("-1").is_err() && share("25%").is_err() && share("101").is_err());
     }
 
     #[test]

@@ -15,6 +15,7 @@ use dmfilemapd::config::{
     Assignment, Config, Errors, KEYS, Layer, Place, Setting, Settings, Source, owners, read,
 };
 use dmfilemapd::mode::Mode;
+use dmfilemapd::shape::Limits;
 use dmfilemapd::values::Listen;
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -98,9 +99,8 @@ fn the_example_explains_every_key() {
     }
 }
 
-#[test]
-fn every_key_sets_what_it_says() {
-    let config = of(r#"
+/// Every key, with another value than it has by default.
+const EVERY_KEY: &str = r#"
 interval = "1s"
 max_interval = "1m"
 fixed = true
@@ -113,6 +113,10 @@ program_id = "mine"
 precise = true
 histogram = ["1ms", "2ms"]
 max_files = 5
+max_regions = 50
+max_device_regions = 500
+fold_above = 0
+create_share = 100
 regions = "off"
 grid_memory = "3MiB"
 socket = ""
@@ -121,7 +125,11 @@ remove_on_exit = true
 metrics_listen = "127.0.0.1:1"
 metrics_textfile = "/x.prom"
 metrics_interval = "4s"
-"#);
+"#;
+
+#[test]
+fn every_key_sets_what_it_says() {
+    let config = of(EVERY_KEY);
     let Config { settings, .. } = config.unwrap();
     let expected = Settings {
         interval: Duration::from_secs(1),
@@ -136,6 +144,10 @@ metrics_interval = "4s"
         precise: true,
         histogram: dmfilemapd::values::bounds("1ms,2ms").unwrap(),
         max_files: 5,
+        max_regions: 50,
+        max_device_regions: 500,
+        fold_above: 0,
+        create_share: 100,
         regions: false,
         grid_memory: 3 << 20,
         socket: None,
@@ -147,6 +159,7 @@ metrics_interval = "4s"
     };
     assert_eq!(settings, expected);
     let terms = settings.terms();
+    assert_eq!(terms.limits, Limits { max_regions: 50, fold_above: Some(0) });
     assert_eq!(terms.max_interval, terms.interval, "fixed");
     assert_eq!((terms.precise, &*terms.bounds), (true, "1000000,2000000"));
     let listed = of("histogram = \"1ms, 2ms\"").unwrap().settings.terms();
@@ -429,6 +442,7 @@ fn every_option_is_a_key_and_stands_over_the_rest() {
     let args = "--interval=1s --max-interval=2s --fixed --full-look=3s --rescan-interval=4s \
                 --read-interval=5s --state-dir=/x --mode=path --alias={ino} --program-id=x \
                 --precise --histogram=1ms --max-files=5 --socket= --remove-on-exit=false \
+                --max-regions=7 --max-device-regions=70 --fold-above=3 --create-share=50 \
                 --regions=off --grid-memory=1MiB \
                 --metrics-listen=[::1]:9 --metrics-textfile=/x.prom --metrics-interval=6s";
     let output = check(folder.path(), &args.split_whitespace().collect::<Vec<_>>());

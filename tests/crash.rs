@@ -803,7 +803,7 @@ fn uncut(stage: &Stage, new: &[bool]) {
     assert_eq!(again.log, [b"@stats_list"], "nothing was left to do");
     let fingerprint = extents(&want).fingerprint();
     let stands = Standing::Stands { id: updated.group.id, fingerprint, tidy: true };
-    assert_eq!(look(&mut again, DEVICE, &[updated.group]).unwrap(), [stands]);
+    assert_eq!(look(&mut again, DEVICE, &[updated.group]).unwrap().0, [stands]);
 }
 
 #[test]
@@ -1306,7 +1306,7 @@ fn whoever_took_a_group_over_last_has_it() {
         assert!(matches!(result, Err(Error::TakenOver)), "{result:?}");
         assert_eq!(first.log, [b"@stats_list"]);
         assert_eq!(listing_of(&mut first.memory), before);
-        let standing = look(&mut first, DEVICE, &[stage.group, next]).unwrap();
+        let (standing, _) = look(&mut first, DEVICE, &[stage.group, next]).unwrap();
         assert_eq!(standing[0], Standing::TakenOver);
         assert!(matches!(standing[1], Standing::Stands { .. }));
         let mut second = cut.afresh();
@@ -1340,7 +1340,7 @@ fn a_group_that_is_gone_stays_gone_and_the_one_in_its_place_is_not_touched() {
         let result = Actor::Same(stage.group).run(&mut cut, Aim::Follow(&map_of(new)));
         assert!(matches!(result, Err(Error::Gone)), "{result:?}");
         assert_eq!(cut.log, [b"@stats_list"]);
-        assert_eq!(look(&mut cut, DEVICE, &[stage.group]).unwrap(), [Standing::Gone]);
+        assert_eq!(look(&mut cut, DEVICE, &[stage.group]).unwrap().0, [Standing::Gone]);
         assert_eq!(remove(&mut cut, DEVICE, stage.group).unwrap(), 0);
         assert_eq!(listing_of(&mut cut.memory), rows.as_bytes());
     }
@@ -1540,7 +1540,7 @@ fn a_group_is_tidy_unless_a_cut_has_left_something_over() {
             let ours = rows(&listing).unwrap().len() - cut.theirs.len();
             let (_, group) = groups.first_key_value().unwrap();
             let expected = groups.len() == 1 && group.members.len() == ours;
-            let standing = look(&mut cut.memory, DEVICE, &[stage.group]).unwrap();
+            let (standing, _) = look(&mut cut.memory, DEVICE, &[stage.group]).unwrap();
             let [Standing::Stands { tidy, .. }] = standing.as_slice() else {
                 panic!("{standing:?}")
             };

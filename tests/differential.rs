@@ -12,6 +12,7 @@ use dmfilemapd::extent::Extent;
 use dmfilemapd::kernel::control::{Control, OpenErrorKind, device_mapper_major};
 use dmfilemapd::kernel::memory::Memory;
 use dmfilemapd::message::{Message, RegionId, parse_list};
+use dmfilemapd::pace::{Paced, Pacer};
 use nix::errno::Errno;
 
 /// Messages of the random test, and its seed, unless the environment says otherwise:
@@ -553,24 +554,27 @@ fn creates_are_paced_and_nothing_else_is() {
     }
     let disk = |i| vm::device(&vm::table(&format!("disk{i}"), "0 8 linear /dev/ram0 0"));
     let disks: Vec<Device> = (0..10).map(disk).collect();
-    let mut control = Control::open().unwrap();
+    let pacer = Pacer::new(25);
+    let paced = || Paced::new(Control::open().unwrap(), pacer.clone());
+    let (mut control, mut other) = (paced(), paced());
     let create: &[u8] = b"@stats_create - /1";
     for disk in &disks[1..] {
         control.message(disks[0], create).unwrap();
-        let pauses = control.traffic().pauses;
         control.message(*disk, create).unwrap();
-        assert_eq!(control.traffic().pauses, pauses, "the first on its device");
+        assert_eq!(pacer.toll(*disk).pauses, 0, "the first on its device");
     }
     for _ in 0..100 {
         control.message(disks[0], create).unwrap();
+        other.message(disks[0], create).unwrap();
     }
-    let pauses = control.traffic().pauses;
-    assert!(pauses > 0);
+    let toll = pacer.toll(disks[0]);
+    assert!(toll.pauses > 100, "they wait for each other: {toll:?}");
+    assert_eq!(toll.creates, 209);
     for text in [&b"@stats_set_aux 0 x"[..], b"@stats_list", b"@stats_print 7", b"@stats_delete 1"]
     {
         control.message(disks[0], text).unwrap();
     }
-    assert_eq!(control.traffic().pauses, pauses);
+    assert_eq!(pacer.toll(disks[0]).pauses, toll.pauses);
 }
 
 #[test]

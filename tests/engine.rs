@@ -6,12 +6,13 @@ use std::time::Duration;
 use dmfilemapd::dm::Device;
 use dmfilemapd::engine::{
     Action, Batch, End, Engine, Event, FileId, MAPPING_MAX, MAPS_MAX, Pace, Report, STAMPS_MAX,
-    Settings, Spec, State, Time,
+    Settings, Spec, State, Sweep, Time,
 };
 use dmfilemapd::extent::{Extent, Extents};
 use dmfilemapd::group::Mark;
 use dmfilemapd::message::RegionId;
 use dmfilemapd::mode::Mode;
+use dmfilemapd::shape::Limits;
 use dmfilemapd::sight::{Map, Sight, Stamp};
 use dmfilemapd::update::{self, Group, Standing, Updated};
 
@@ -25,6 +26,7 @@ const SPEC: Spec = Spec {
     group: Some(GROUP),
     restless: false,
     pace: Pace { interval: SECOND, max_interval: SECOND },
+    limits: Limits::NONE,
 };
 
 fn at(seconds: u32) -> Time {
@@ -123,11 +125,12 @@ impl Bench {
     }
 
     fn stands(&mut self, standing: Standing) {
-        self.happens(Event::Swept(DEVICE, Ok(vec![(FILE, standing)])));
+        let sweep = Sweep { standings: vec![(FILE, standing)], regions: 1 };
+        self.happens(Event::Swept(DEVICE, Ok(sweep)));
     }
 
     fn expect_update(&mut self, len: u64) {
-        let update = Action::Update(FILE, DEVICE, Some(GROUP), extents(len));
+        let update = Action::Update(FILE, DEVICE, Some(GROUP), extents(len), Limits::NONE);
         assert_eq!(self.actions, [update]);
         self.actions.clear();
     }
@@ -166,7 +169,16 @@ fn mapped(changed: i64, len: u64) -> Sight {
 
 fn updated(id: u32) -> Updated {
     let group = Group { id: RegionId(id), ..GROUP };
-    Updated { group, members: 1, created: 1, deleted: 0, made: false, descriptor_len: 80 }
+    Updated {
+        group,
+        members: 1,
+        created: 1,
+        deleted: 0,
+        foreign: 0,
+        fingerprint: extents(8).fingerprint(),
+        made: false,
+        descriptor_len: 80,
+    }
 }
 
 fn refusal(errno: i32) -> update::Error {
@@ -464,8 +476,10 @@ fn an_idle_file_is_looked_at_ever_more_seldom_until_something_happens() {
     }
     assert!(longest > 9 * SECOND && longest <= 10 * SECOND + SECOND / 5, "{longest:?}");
     bench.wait_for_look();
-    bench.looked(Sight::Changed);
+    bench.looked(Sight::Changed(stamp(2)));
     assert!(bench.wait_for_look(), "at once");
+    let taken = bench.out.as_ref().and_then(|batch| batch.looks[0].taken());
+    assert_eq!(taken, Some(stamp(2)), "it need not be taken again");
     bench.looked(mapped(2, 16));
     bench.updates(0);
     let changed = bench.now;
@@ -580,7 +594,8 @@ impl Crowd {
                         tidy: true,
                     };
                     let standings = groups.iter().map(|(file, _)| (*file, standing)).collect();
-                    self.happens(Event::Swept(device, Ok(standings)));
+                    let sweep = Sweep { standings, regions: groups.len() };
+                    self.happens(Event::Swept(device, Ok(sweep)));
                 }
                 Action::Gauge(device) if answers(device) => {
                     self.happens(Event::Gauged(device, Some(writes)));

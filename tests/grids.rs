@@ -76,6 +76,13 @@ fn append(file: &Path, piece: u64, count: u64) -> u64 {
     piece * count
 }
 
+/// Writes its first 64 KiB again; gives their bytes.
+fn overwrite(file: &Path) -> u64 {
+    let name = file.display();
+    vm::sh(&format!("dd if=/dev/zero of={name} bs=64k count=1 oflag=direct conv=notrunc"));
+    64 * KIB
+}
+
 fn growing_files_keep_what_they_write(kind: &str) {
     let disk = Disk::format(0, kind, "");
     let files = ["large", "small", "buffered"].map(|name| disk.path(name));
@@ -181,7 +188,7 @@ fn without_regions_the_grid_counts_alone() {
 fn assert_counted(file: &Path, wrote: u64, what: &str) {
     let counted = written(file);
     let right = counted >= wrote / 100 * 99 && counted <= wrote / 50 * 51;
-    assert!(right, "{what}: {counted} of {wrote}");
+    assert!(right, "{what}: {counted} of {wrote}: {:#?}", totals());
 }
 
 /// Totals of a file that is on the grid go on over a kill, and over a grid that somebody deletes.
@@ -228,10 +235,7 @@ fn totals_of_a_grid_go_on_when_the_state_or_the_grid_is_lost() {
     let mut service = serve(&disk, "");
     wait_until_on_grid(&file);
     // Without what was written down, it goes on from what the regions have, at least.
-    let name = file.display();
-    vm::sh(&format!(
-        "dd if=/dev/zero of={name} bs=64k count=1 oflag=direct conv=notrunc status=none"
-    ));
+    overwrite(&file);
     signal(service.pid(), Signal::SIGTERM);
     service.wait_for_end();
     fs::remove_dir_all("/tmp/state").unwrap();
@@ -276,4 +280,30 @@ fn a_grid_goes_with_the_last_file_and_with_the_service_if_it_is_told_so() {
     signal(service.pid(), Signal::SIGTERM);
     service.wait_for_end();
     assert_eq!(disk.listing(), "");
+}
+
+/// The half that goes had counted, and the half that comes counts anew.
+#[test]
+fn a_file_that_is_cut_and_written_again_keeps_both() {
+    if !vm::inside("a_file_that_is_cut_and_written_again_keeps_both") {
+        return;
+    }
+    let disk = Disk::format(0, "ext4", "");
+    let file = disk.path("data");
+    let name = file.display();
+    vm::sh(&format!("fallocate -l 8M {name} && truncate -s 1M {name}"));
+    vm::sh(&format!("dd if=/dev/zero of={name} bs=1M count=1 oflag=direct conv=notrunc"));
+    let _service = serve(&disk, "");
+    // It is cut before anybody has asked for totals: what its group loses is the grid's already.
+    assert_follows(&disk, "at first", &file, "data");
+    let mut wrote = overwrite(&file) + overwrite(&file);
+    vm::sh(&format!("truncate -s 512K {name}"));
+    assert_follows(&disk, "cut", &file, "data");
+    wrote += append(&file, 512 * KIB, 1);
+    assert_counted(&file, wrote, "cut at first");
+    for _ in 0..3 {
+        vm::sh(&format!("truncate -s 512K {name}"));
+        wrote += append(&file, 512 * KIB, 1);
+        assert_counted(&file, wrote, "cut and written again");
+    }
 }

@@ -111,13 +111,15 @@ fn no_field_is_forgotten() {
         readings: _, updates: _, remaps: _, errors: _, resets: _, state_saved_unix_seconds,
     } = service.unwrap();
     let DeviceTotals {
-        device: _, name: _, uuid: _, files: _, regions: _, creates: _, state: _, stuck_seconds: _,
+        device: _, name: _, uuid: _, files: _, regions: _, own_regions: _,
+        own_io_cost_estimated_ns: _, creates: _, creates_time_ns: _, state: _, stuck_seconds: _,
         read_unix_seconds, read_error, grid, io_now: _, counters,
     } = devices.into_iter().next().unwrap();
     let FileTotals {
         path, alias: _, mode, inode, device: _, device_name: _, group, state: _, regions: _,
-        extents, mapped_bytes: _, unmapped_bytes, shared_bytes, last_change_unix_seconds,
-        last_error, source: _, uncertain_bytes, since_unix_seconds, resets: _, io_now: _,
+        extents, mapped_bytes: _, foreign_bytes, unmapped_bytes, shared_bytes,
+        last_change_unix_seconds, last_error, source: _, uncertain_bytes, since_unix_seconds,
+        resets: _, io_now: _,
         counters: of_file, histogram,
     } = files.into_iter().next().unwrap();
     assert!(grid.unwrap().error.is_some());
@@ -125,6 +127,7 @@ fn no_field_is_forgotten() {
     assert!(read_unix_seconds.is_some() && read_error.is_some() && counters.is_some());
     assert!(path.is_some() && mode.is_some() && inode.is_some() && group.is_some());
     assert!(extents.is_some() && unmapped_bytes.is_some() && shared_bytes.is_some());
+    assert!(foreign_bytes.is_some());
     assert!(last_change_unix_seconds.is_some() && last_error.is_some() && histogram.is_some());
     assert!(uncertain_bytes.is_some() && since_unix_seconds.is_some());
     assert!(of_file.read_busy_time_ns > 0 && of_file.write_busy_time_ns > 0);

@@ -197,7 +197,10 @@ fn offered(line: &[&str]) -> Vec<String> {
 #[test]
 fn bash_completes_commands_options_words_and_files() {
     assert_eq!(offered(&["re"]), ["remove", "reload"]);
-    assert_eq!(offered(&["run", "--ma"]), ["--max-interval", "--max-files"]);
+    assert_eq!(
+        offered(&["run", "--ma"]),
+        ["--max-regions", "--max-interval", "--max-files", "--max-device-regions"]
+    );
     assert_eq!(offered(&["run", "--mode", ""]), ["inode", "path"]);
     assert_eq!(offered(&["add", "--mode", "p"]), ["path"]);
     assert_eq!(offered(&["completions", "f"]), ["fish"]);

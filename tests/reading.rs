@@ -3,10 +3,13 @@
 use std::time::Duration;
 
 use dmfilemapd::dm::Device;
-use dmfilemapd::engine::{Action, Engine, Event, FileId, Pace, Reading, Settings, Spec, Time};
+use dmfilemapd::engine::{
+    Action, Engine, Event, FileId, Pace, Reading, Settings, Spec, Sweep, Time,
+};
 use dmfilemapd::group::Mark;
 use dmfilemapd::message::RegionId;
 use dmfilemapd::mode::Mode;
+use dmfilemapd::shape::Limits;
 use dmfilemapd::update::{Error, Group};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -43,8 +46,8 @@ impl Bench {
     fn follow(&mut self, minor: u32, group: Option<Group>) -> FileId {
         let pace = Pace::fixed(1000 * SECOND);
         let device = device(minor);
-        self.engine
-            .follow(self.now, Spec { mode: Mode::Inode, device, group, restless: false, pace })
+        let (mode, limits) = (Mode::Inode, Limits::NONE);
+        self.engine.follow(self.now, Spec { mode, device, group, restless: false, pace, limits })
     }
 
     fn happens(&mut self, event: Event) {
@@ -58,7 +61,9 @@ impl Bench {
                         let files = groups.into_iter().map(|(file, _)| file).collect();
                         self.reads.push((device, files));
                     }
-                    Action::Sweep(device, _) => events.push(Event::Swept(device, Ok(Vec::new()))),
+                    Action::Sweep(device, _) => {
+                        events.push(Event::Swept(device, Ok(Sweep::default())));
+                    }
                     Action::Remove(..) => self.updates += 1,
                     _ => {}
                 }
@@ -241,7 +246,8 @@ fn what_is_to_come_of_a_reading_holds_up_the_next_and_nothing_else() {
     let batch = dmfilemapd::engine::Batch { device: device_0, maps, looks: vec![look] };
     bench.happens(Event::Looked(batch));
     assert_eq!((bench.updates, bench.reads.len()), (1, 0));
-    bench.happens(Event::Settled(device(0)));
+    let whole = Reading { reset: false, cost: Duration::ZERO, more: false };
+    bench.happens(Event::Settled(device(0), whole));
     assert!(!bench.engine.is_settling(device(0)));
 }
 

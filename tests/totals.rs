@@ -134,18 +134,6 @@ fn totals_are_what_was_read_and_written_on_xfs() {
     }
 }
 
-/// Takes a while for every I/O: so many milliseconds, to a tick of the kernel.
-fn slow_disk(ramdisk: u32, delay_ms: u64) -> Disk {
-    let name = format!("disk{ramdisk}");
-    let sectors = vm::sh(&format!("blockdev --getsz /dev/ram{ramdisk}"));
-    let table = format!("0 {} delay /dev/ram{ramdisk} 0 {delay_ms}", sectors.trim_end());
-    let node = vm::table(&name, &table);
-    let mount = Path::new("/mnt").join(&name);
-    let (at, on) = (node.display(), mount.display());
-    vm::sh(&format!("mkfs.ext4 -q {at} && mkdir -p {on} && mount {at} {on}"));
-    Disk { name, node, mount }
-}
-
 /// What fio says of its only job: bytes, number and mean nanoseconds, for reads and for writes.
 fn fio(file: &Path, ios: u64) -> [(u64, u64, f64); 2] {
     let said = vm::sh(&format!(
@@ -170,7 +158,7 @@ fn fio_and_dmstats_say_the_same() {
         return;
     }
     let delays = [(0, 0), (1, 30), (2, 60)];
-    let disks = delays.map(|(ramdisk, delay)| slow_disk(ramdisk, delay));
+    let disks = delays.map(|(ramdisk, delay)| Disk::slow(ramdisk, delay));
     let files = disks.each_ref().map(|disk| disk.path(&format!("on-{}", disk.name)));
     let entries = files.each_ref().map(|file| format!("[[file]]\npath = \"{}\"\n", text(file)));
     for file in &files {

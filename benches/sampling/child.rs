@@ -16,8 +16,9 @@ use dmfilemapd::group::Mark;
 use dmfilemapd::kernel::Memory;
 use dmfilemapd::kernel::process::raise_descriptor_limit;
 use dmfilemapd::mode::Mode;
-use dmfilemapd::run::{self, Entry};
+use dmfilemapd::run::{self, Entry, Manners};
 use dmfilemapd::sample::{self, Identity, Mount, Reach};
+use dmfilemapd::shape::Limits;
 use dmfilemapd::update::Template;
 use nix::sys::signal::{Signal, raise};
 use serde_json::{Value, json};
@@ -144,7 +145,7 @@ fn run_for(time: Duration, files: &Files) -> Result<(), Box<dyn Error>> {
     if let Some(path) = files.paths.first() {
         memory.add_device(sample::device(&fs::metadata(path)?), 1 << 40, "disk", "");
     }
-    run::run(move || Ok(memory.clone()), 1, entries, settings, false, ready)?;
+    run::run(move || Ok(memory.clone()), 1, entries, settings, Manners::default(), ready)?;
     Ok(())
 }
 
@@ -165,7 +166,7 @@ fn entry(path: &Arc<Path>) -> std::io::Result<Entry> {
     let metadata = open.metadata()?;
     let device = sample::device(&metadata);
     let identity = Identity { inode: metadata.ino(), generation: 0 };
-    let (mode, pace) = (Mode::Inode, Pace::fixed(INTERVAL));
+    let (mode, pace, limits) = (Mode::Inode, Pace::fixed(INTERVAL), Limits::NONE);
     Ok(Entry {
         reach: Reach {
             mode,
@@ -174,7 +175,7 @@ fn entry(path: &Arc<Path>) -> std::io::Result<Entry> {
             open: Some(open),
             mount: Mount::Unasked,
         },
-        spec: Spec { mode, device, group: None, restless: false, pace },
+        spec: Spec { mode, device, group: None, restless: false, pace, limits },
         template: Template {
             program_id: b"dmstats".to_vec(),
             alias: Vec::new(),

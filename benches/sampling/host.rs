@@ -16,6 +16,7 @@ use dmfilemapd::kernel::fiemap::Pages;
 use dmfilemapd::message::RegionId;
 use dmfilemapd::mode::Mode;
 use dmfilemapd::sample::{self, Identity, Mount, Reach};
+use dmfilemapd::shape::Limits;
 use dmfilemapd::sight::Sight;
 use dmfilemapd::update::{Group, Updated};
 
@@ -71,8 +72,8 @@ impl Host {
     fn follow(&mut self, path: &Arc<Path>, mode: Mode, open: bool) -> io::Result<()> {
         let metadata = fs::metadata(path)?;
         let device = sample::device(&metadata);
-        let pace = Pace::fixed(INTERVAL);
-        let spec = Spec { mode, device, group: None, restless: false, pace };
+        let (pace, limits) = (Pace::fixed(INTERVAL), Limits::NONE);
+        let spec = Spec { mode, device, group: None, restless: false, pace, limits };
         let open = if open { Some(sample::open_regular(path)?) } else { None };
         let identity = Identity { inode: metadata.ino(), generation: 0 };
         let file = self.engine.follow(self.now, spec);
@@ -105,7 +106,7 @@ impl Host {
                 let reach = self.reaches[file.index()].as_mut();
                 reach.expect("a file that is closed has no job").open = None;
             }
-            Action::Update(file, device, _, want) => self.update(file, device, &want),
+            Action::Update(file, device, _, want, _) => self.update(file, device, &want),
             _ => {}
         }
     }
@@ -119,7 +120,7 @@ impl Host {
         }
         for (look, reach) in batch.looks.iter_mut().zip(&mut reaches) {
             let sight = match batch.maps {
-                Some(_) => sample::look(reach, look.last, true, &mut self.pages),
+                Some(_) => sample::look(reach, look.last, look.taken(), true, &mut self.pages),
                 None => sample::compare(reach, look.last),
             };
             if !matches!(sight, Sight::Same) {
@@ -140,6 +141,8 @@ impl Host {
             members: want.len(),
             created: want.len(),
             deleted: 0,
+            foreign: 0,
+            fingerprint: want.fingerprint(),
             made: true,
             descriptor_len: 50,
         };

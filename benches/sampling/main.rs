@@ -61,7 +61,8 @@ fn bench() -> Result<ExitCode, Box<dyn Error>> {
     }
     if arguments.wants("calls") && maps {
         let mut table = calls::count(&folder, &few, &mut results.counts)?;
-        let (empty, seconds) = (folder.empty_files(1000)?, if arguments.quick { 1 } else { 10 });
+        let (size, seconds) = if arguments.quick { (1000, 1) } else { (10_000, 10) };
+        let empty = folder.empty_files(size)?;
         calls::whole_program(&folder, &empty, seconds, &mut results.counts, &mut table)?
             .publish()?;
         table.publish()?;

@@ -2,6 +2,13 @@
 
 use std::env;
 
+/// Says so if the times are not those of the program as it is shipped.
+pub fn warn_if_slow() {
+    if cfg!(debug_assertions) {
+        println!("This is a build without optimization: its counts are right, its times are not.");
+    }
+}
+
 /// What was asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Arguments {
@@ -19,6 +26,7 @@ impl Arguments {
     ///
     /// What is wrong with them, in a sentence.
     pub fn read() -> Result<Arguments, String> {
+        warn_if_slow();
         Arguments::parse(env::args().skip(1))
     }
 

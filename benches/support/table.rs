@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 /// Where tables are written instead of [`folder`]: a bench inside a kernel of its own may not write
 /// there.
-const FOLDER: &str = "BENCH_RESULTS";
+pub const FOLDER: &str = "BENCH_RESULTS";
 
 /// What stands in one place of a table.
 #[derive(Clone, Debug)]

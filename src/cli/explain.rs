@@ -2,6 +2,7 @@
 //!
 //! Needs no root and no device-mapper: it only reads.
 
+use std::env;
 use std::fmt;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -11,11 +12,13 @@ use serde::Serialize;
 
 use super::json::{self, Document};
 use super::{Exit, Failure};
+use crate::config::{self, Layer};
 use crate::extent::SECTOR_BYTES;
 use crate::home::{label, sectors};
 use crate::kernel::control::Control;
 use crate::kernel::fiemap::Pages;
 use crate::kernel::process::end_at_broken_pipe;
+use crate::merge::merge;
 use crate::place::{self, Mount, mount_of};
 use crate::request::FilePath;
 use crate::sample::{open_regular, read_map};
@@ -68,6 +71,7 @@ struct Mapped {
     shared_bytes: u64,
     pending: bool,
     regions: u64,
+    foreign_bytes: u64,
     kernel_memory_bytes: u64,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     extent_list: Vec<Placed>,
@@ -87,7 +91,7 @@ pub fn main(arguments: &Arguments) -> Result<Exit, Failure> {
     let place = place::locate(&file).map_err(|obstacle| Failure::at(&path, obstacle))?;
     let unusable = place::obstacle_of_addresses(&file, &place).map(|why| why.to_string());
     let map = match unusable {
-        None => Some(mapped(&read(&path, &file)?, arguments.extents)),
+        None => Some(mapped(&read(&path, &file)?, max_regions(), arguments.extents)),
         Some(_) => None,
     };
     let obstacle = place::require(&file).err().map(|why| why.to_string());
@@ -127,11 +131,19 @@ fn read(path: &Path, file: &File) -> Result<Map, Failure> {
     read_map(file, &mut Pages::default()).map_err(|error| Failure::at(path, error))
 }
 
-fn mapped(map: &Map, listed: bool) -> Mapped {
+/// What the configuration allows a group. One that is not valid is another command's matter.
+fn max_regions() -> usize {
+    let folder = env::var_os("DMFILEMAPD_CONFIG_DIR").unwrap_or_else(|| config::FOLDER.into());
+    let read = config::read(folder.as_ref(), env::vars_os(), Layer::new());
+    read.map(|config| config.settings).unwrap_or_default().terms().limits.max()
+}
+
+fn mapped(map: &Map, max_regions: usize, listed: bool) -> Mapped {
     /// Kernel memory of a region of one area: 128 bytes, a pointer for each CPU that the kernel
     /// could have, which the allocator rounds up, and 104 bytes for each it has.
     const REGION_BYTES: u64 = 128 * 1024;
-    let regions = map.extents.len().max(1) as u64;
+    let cover = merge(&[], &map.extents, max_regions).cover;
+    let regions = cover.len().max(1) as u64;
     let extents = map.extents.as_slice().iter().filter(|_| listed);
     Mapped {
         extents: map.extents.len() as u64,
@@ -139,6 +151,7 @@ fn mapped(map: &Map, listed: bool) -> Mapped {
         shared_bytes: map.shared_sectors * SECTOR_BYTES,
         pending: map.pending,
         regions,
+        foreign_bytes: (cover.sectors() - map.extents.sectors()) * SECTOR_BYTES,
         kernel_memory_bytes: regions * REGION_BYTES,
         extent_list: extents
             .map(|extent| Placed { start_sector: extent.start(), sectors: extent.len() })
@@ -210,9 +223,15 @@ impl fmt::Display for Mapped {
         writeln!(
             f,
             "would be  {regions} region(s), up to {memory} of kernel memory; the device pauses \
-             that \
-             many times, a few milliseconds each, when they are made"
+             that many times, a few milliseconds each, when they are made"
         )?;
+        if self.foreign_bytes > 0 {
+            let foreign = bytes(self.foreign_bytes);
+            writeln!(
+                f,
+                "          which count {foreign} between its extents too: see max_regions"
+            )?;
+        }
         let mut list = self.extent_list.iter();
         list.try_for_each(|Placed { start_sector, sectors }| {
             writeln!(f, "          {start_sector}+{sectors}")

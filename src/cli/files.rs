@@ -16,6 +16,7 @@ use crate::mode::Mode;
 use crate::place::{self, Obstacle, Place};
 use crate::run::Entry;
 use crate::sample;
+use crate::shape::Limits;
 use crate::update;
 
 #[derive(Debug, Args)]
@@ -77,8 +78,12 @@ impl Files {
             let group = group.map_err(|error| Failure::at(&path, error))?;
             let keys = [Mode::Inode, Mode::Path].map(|mode| mark(&path, mode, &place).key);
             let template = terms.template(alias);
-            let entry = entry(Some(file), &path, terms.mode, &place, group, template, terms.pace());
-            entries.push((Entry { home: Home::of(place.device), ..entry }, keys));
+            let mut entry =
+                entry(Some(file), &path, terms.mode, &place, group, template, terms.pace());
+            // Nobody keeps what regions have counted that are folded.
+            entry.spec.limits = Limits { fold_above: None, ..terms.limits };
+            entry.home = Home::of(place.device);
+            entries.push((entry, keys));
         }
         Ok(entries)
     }

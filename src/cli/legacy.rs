@@ -24,7 +24,7 @@ use crate::kernel::control::Control;
 use crate::kernel::process::{Forked, Ready, Stdio, adopt_fd, close_inherited, daemonize};
 use crate::place;
 use crate::request::{FilePath, Follow};
-use crate::run::{Entry, run};
+use crate::run::{Entry, Manners, run};
 use crate::socket;
 use crate::update::{self, Template};
 use crate::values;
@@ -164,7 +164,7 @@ fn prepare(legacy: &Legacy, file: File) -> Result<Prepared, String> {
 fn follow(prepared: Prepared, ready: impl FnOnce()) -> Result<(), String> {
     let Prepared { claim, entry, settings } = prepared;
     let open = || Control::open().map_err(io::Error::other);
-    let outcome = run(open, claim, vec![entry], settings, false, ready);
+    let outcome = run(open, claim, vec![entry], settings, Manners::default(), ready);
     outcome.map(drop).map_err(|error| format!("cannot start: {error}"))
 }
 

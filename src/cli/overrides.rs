@@ -36,6 +36,15 @@ pub struct GroupOverrides {
     #[arg(value_name = "true|false")]
     precise: Option<bool>,
 
+    /// Regions of one group at the most: a file with more extents has the nearest counted as one,
+    /// with what lies between them [default: 4000]
+    #[arg(long, value_name = "COUNT", value_parser = values::max_regions)]
+    max_regions: Option<u32>,
+
+    /// Percent of a device's time that making regions may take, while its I/O waits [default: 50]
+    #[arg(long, value_name = "PERCENT", value_parser = values::share)]
+    create_share: Option<u8>,
+
     /// Latency histogram with these upper bounds, as 10ms,20ms; a bare number is nanoseconds
     #[arg(long, value_name = "BOUNDS", value_parser = values::histogram, visible_alias = "bounds")]
     histogram: Option<Bounds>,
@@ -81,6 +90,15 @@ pub struct Overrides {
     /// Files to follow at the most [default: 100000]
     #[arg(long, value_name = "COUNT", value_parser = values::max_files)]
     max_files: Option<usize>,
+
+    /// Regions of all groups on one device at the most [default: 4000]
+    #[arg(long, value_name = "COUNT", value_parser = values::max_regions)]
+    max_device_regions: Option<u32>,
+
+    /// Regions of a group beyond those its extents need, above which some are replaced by one; for
+    /// a service, which keeps their counts [default: 8]
+    #[arg(long, value_name = "COUNT", value_parser = values::fold_above)]
+    fold_above: Option<u32>,
 
     /// Whether files get groups of regions; without, totals come from grids alone [default: on]
     #[arg(long, value_name = "on|off", value_parser = values::switch)]
@@ -131,6 +149,8 @@ impl GroupOverrides {
                 option("program_id", self.program_id.clone(), Setting::ProgramId),
                 option("precise", self.precise, Setting::Precise),
                 option("histogram", self.histogram.clone(), Setting::Histogram),
+                option("max_regions", self.max_regions, Setting::MaxRegions),
+                option("create_share", self.create_share, Setting::CreateShare),
             ]
             .into_iter()
             .flatten(),
@@ -150,6 +170,8 @@ impl Overrides {
             option("rescan_interval", self.rescan_interval, Setting::RescanInterval),
             option("read_interval", self.read_interval, Setting::ReadInterval),
             option("max_files", self.max_files, Setting::MaxFiles),
+            option("max_device_regions", self.max_device_regions, Setting::MaxDeviceRegions),
+            option("fold_above", self.fold_above, Setting::FoldAbove),
             option("regions", self.regions, Setting::Regions),
             option("grid_memory", self.grid_memory, Setting::GridMemory),
             option("socket", self.socket.clone(), Setting::Socket),

@@ -15,7 +15,7 @@ use crate::engine::Settings;
 use crate::entry::{random, settle};
 use crate::kernel::control::Control;
 use crate::kernel::process::end_at_broken_pipe;
-use crate::run;
+use crate::run::{self, Manners};
 
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -68,7 +68,9 @@ fn follow<D: Dm + Send + 'static>(
     let count = entries.len();
     let ready = || log::info!("following {count} file(s), every {:?}", config.interval);
     let settings = engine_settings(config);
-    run::run(open, claim, entries, settings, config.remove_on_exit, ready).map_err(Failure::new)?;
+    let (create_share, remove_on_exit) = (config.create_share, config.remove_on_exit);
+    let manners = Manners { create_share, remove_on_exit };
+    run::run(open, claim, entries, settings, manners, ready).map_err(Failure::new)?;
     Ok(Exit::Ok)
 }
 
@@ -87,5 +89,10 @@ fn serve<D: Dm + Send + 'static>(
 }
 
 fn engine_settings(config: &config::Settings) -> Settings {
-    Settings { full_look: config.full_look, settle: settle(), ..Settings::default() }
+    Settings {
+        full_look: config.full_look,
+        settle: settle(),
+        max_device_regions: config.max_device_regions,
+        ..Settings::default()
+    }
 }

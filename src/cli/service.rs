@@ -11,7 +11,7 @@ use super::{Exit, Failure, json};
 use crate::client::{self, ErrorKind};
 use crate::kernel::process::end_at_broken_pipe;
 use crate::mode::Mode;
-use crate::request::{DeviceState, FilePath, FileStatus, Reply, Request, Status};
+use crate::request::{DeviceState, DeviceStatus, FilePath, FileStatus, Reply, Request, Status};
 use crate::socket;
 
 /// Enough for a status of 100,000 files from a busy machine.
@@ -132,7 +132,7 @@ pub fn failure(error: &client::Error) -> Failure {
     Failure(exit, error.to_string())
 }
 
-/// The service in one line, each device that does not answer, then the files. The path comes last,
+/// The service in one line, what each device has of it, then the files. The path comes last,
 /// so that the columns before it take 65 of a screen's 80.
 fn table(out: &mut impl Write, status: &Status) -> io::Result<()> {
     let service = &status.service;
@@ -149,20 +149,34 @@ fn table(out: &mut impl Write, status: &Status) -> io::Result<()> {
     if let Some(error) = &service.config_error {
         writeln!(out, "the configuration is not in effect: {error}")?;
     }
-    for device in status.devices.iter().filter(|device| device.state != DeviceState::Ok) {
-        let (name, state) = (&device.name, device.state.as_str());
-        let since = match device.state {
-            DeviceState::Stuck => format!(" for {:.0} s", device.stuck_seconds),
-            _ => String::new(),
-        };
-        writeln!(out, "device {} ({name}): {state}{since}", device.device)?;
+    if let Some(memory) = service.kernel_stats_bytes {
+        writeln!(out, "kernel memory of all regions on all devices: {}", bytes(memory))?;
     }
+    status.devices.iter().try_for_each(|device| device_lines(out, device))?;
     writeln!(
         out,
         "{:<9} {:<5} {:<12} {:>6} {:>7} {:>9} {:>8}  FILE",
         "STATE", "MODE", "DEVICE", "GROUP", "REGIONS", "MAPPED", "BEHIND"
     )?;
     status.files.iter().try_for_each(|file| row(out, file))
+}
+
+fn device_lines(out: &mut impl Write, device: &DeviceStatus) -> io::Result<()> {
+    let head = format!("device {} ({})", device.device, device.name);
+    if device.state != DeviceState::Ok {
+        let (state, seconds) = (device.state.as_str(), device.stuck_seconds);
+        return writeln!(out, "{head}: {state}, {seconds:.0} s");
+    }
+    let (own, creates) = (device.own_regions, device.creates);
+    let all = device.regions.map(|all| format!(" of {}", all.max(own))).unwrap_or_default();
+    #[allow(clippy::cast_precision_loss)] // for people
+    let (cost, took) =
+        (device.own_io_cost_estimated_ns as f64 / 1e3, device.creates_time_ns as f64 / 1e9);
+    writeln!(
+        out,
+        "{head}: {own}{all} region(s) are of these files, and add about {cost:.1} us to each I/O; \
+         {creates} created, in {took:.1} s"
+    )
 }
 
 fn row(out: &mut impl Write, file: &FileStatus) -> io::Result<()> {
@@ -178,6 +192,13 @@ fn row(out: &mut impl Write, file: &FileStatus) -> io::Result<()> {
         file.lag_seconds,
         file.path.0.display()
     )?;
+    if file.foreign_bytes > 0 {
+        let (foreign, extents, max) = (bytes(file.foreign_bytes), file.extents, file.max_regions);
+        writeln!(
+            out,
+            "          counts {foreign} between its {extents} extents, too: {max} region(s) allowed"
+        )?;
+    }
     match &file.last_error {
         Some(error) => writeln!(out, "          {error}"),
         None => Ok(()),
@@ -197,8 +218,10 @@ mod tests {
             device_name: "vg-images".into(),
             group: Some(3),
             regions: 12,
-            extents: 12,
+            max_regions: 12,
+            extents: 14,
             mapped_bytes: 20 << 30,
+            foreign_bytes: 3 << 20,
             unmapped_bytes: 0,
             state: "following".into(),
             last_change_unix_seconds: None,
@@ -208,10 +231,26 @@ mod tests {
             alias: "vm.img".into(),
         };
         let mut text = Vec::new();
-        table(&mut text, &Status { files: vec![file], ..Status::default() }).unwrap();
+        let device = DeviceStatus {
+            device: "253:0".into(),
+            name: "vg-images".into(),
+            uuid: String::new(),
+            files: 1,
+            state: DeviceState::Ok,
+            regions: Some(200),
+            own_regions: 120,
+            own_io_cost_estimated_ns: 2040,
+            creates: 130,
+            creates_time_ns: 650_000_000,
+            stuck_seconds: 0.0,
+        };
+        let (devices, files) = (vec![device], vec![file]);
+        table(&mut text, &Status { devices, files, ..Status::default() }).unwrap();
         let text = String::from_utf8(text).unwrap();
         let lines: Vec<&str> = text.lines().collect();
-        let [_, header, row, error] = lines[..] else { panic!("{text}") };
+        let [_, device, header, row, foreign, error] = lines[..] else { panic!("{text}") };
+        assert!(device.contains("120 of 200 region(s)") && device.contains("2.0 us"), "{text}");
+        assert!(foreign.contains("3.0 MiB between its 14 extents"), "{text}");
         assert_eq!(header.find("FILE"), row.find("/var"), "{text}");
         assert!(row.len() < 80 && row.contains("20 GiB"), "{text}");
         assert!(error.contains("it is gone"), "{text}");

@@ -11,12 +11,15 @@ use super::{Exit, Failure};
 use crate::config::Terms;
 use crate::dm::{Dm, Known};
 use crate::entry::random;
+use crate::extent::SECTOR_BYTES;
 use crate::kernel::control::Control;
 use crate::kernel::fiemap::Pages;
 use crate::kernel::process::end_at_broken_pipe;
+use crate::pace::{Paced, Pacer};
 use crate::request::FilePath;
 use crate::run::Entry;
 use crate::sample::{self, Reach};
+use crate::shape::Want;
 use crate::sight::{Map, Sight};
 use crate::update::{self, Updated};
 
@@ -47,6 +50,8 @@ struct Row {
     regions: usize,
     created: usize,
     deleted: usize,
+    /// Bytes between its extents that the group counts, too.
+    foreign_bytes: u64,
     /// There was no group before.
     made: bool,
     /// Part of the file has no place on the device yet.
@@ -60,11 +65,13 @@ pub fn main(arguments: &Arguments) -> Result<Exit, Failure> {
     if arguments.files.paths.is_empty() {
         return Err(Failure(Exit::Usage, "nothing to update; name a FILE".to_owned()));
     }
-    let terms = arguments.overrides.read()?.settings.terms();
+    let settings = arguments.overrides.read()?.settings;
+    let terms = settings.terms();
     if arguments.files.dry_run {
         return pass(DryRun::default(), &arguments.files, &terms, false);
     }
-    pass(Control::open()?, &arguments.files, &terms, arguments.json)
+    let pacer = Pacer::new(settings.create_share);
+    pass(Paced::new(Control::open()?, pacer), &arguments.files, &terms, arguments.json)
 }
 
 /// Checks all files first. Then one that fails does not keep the others from being updated, and
@@ -103,16 +110,17 @@ fn update_one(
 ) -> Result<Done, String> {
     let map = read(&mut entry.reach)?;
     let device = entry.spec.device;
+    let want = Want { extents: &map.extents, limits: entry.spec.limits };
     let found = match entry.spec.group {
         Some(group) => Some(group),
         None => update::find(&mut *dm, device, keys).map_err(|error| error.to_string())?,
     };
     let updated = match found {
-        Some(group) => update::update(dm, device, group, &map.extents).map(Some),
+        Some(group) => update::update(dm, device, group, want).map(Some),
         None => {
             let Entry { template, mark, home, .. } = entry;
             let dm = Known { dm, label: home.as_ref().map(|home| &home.label) };
-            update::establish(dm, device, template, *mark, claim, &map.extents)
+            update::establish(dm, device, template, *mark, claim, want)
         }
     };
     Ok((updated.map_err(|error| error.to_string())?, map.pending))
@@ -140,6 +148,7 @@ impl Row {
             regions: count(|updated| updated.members),
             created: count(|updated| updated.created),
             deleted: count(|updated| updated.deleted),
+            foreign_bytes: updated.map_or(0, |updated| updated.foreign * SECTOR_BYTES),
             made: updated.is_some_and(|updated| updated.made),
             pending,
             error,
@@ -148,10 +157,10 @@ impl Row {
 }
 
 fn read(reach: &mut Reach) -> Result<Map, String> {
-    match sample::look(reach, None, false, &mut Pages::default()) {
+    match sample::look(reach, None, None, false, &mut Pages::default()) {
         Sight::Mapped(_, map) => Ok(map),
         Sight::Absent { found: why, .. } | Sight::Failed(why) => Err(why),
         Sight::Unused => Err("it was unlinked meanwhile".to_owned()),
-        Sight::Same | Sight::Changed | Sight::Unmounted => unreachable!("a look reads the map"),
+        Sight::Same | Sight::Changed(_) | Sight::Unmounted => unreachable!("a look reads the map"),
     }
 }

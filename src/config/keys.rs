@@ -37,6 +37,14 @@ pub enum Setting {
     Histogram(Bounds),
     /// See [`Settings::max_files`].
     MaxFiles(usize),
+    /// See [`Settings::max_regions`].
+    MaxRegions(u32),
+    /// See [`Settings::max_device_regions`].
+    MaxDeviceRegions(u32),
+    /// See [`Settings::fold_above`].
+    FoldAbove(u32),
+    /// See [`Settings::create_share`].
+    CreateShare(u8),
     /// See [`Settings::regions`].
     Regions(bool),
     /// See [`Settings::grid_memory`].
@@ -71,6 +79,10 @@ impl Settings {
             Setting::Precise(precise) => self.precise = precise,
             Setting::Histogram(bounds) => self.histogram = bounds,
             Setting::MaxFiles(max) => self.max_files = max,
+            Setting::MaxRegions(max) => self.max_regions = max,
+            Setting::MaxDeviceRegions(max) => self.max_device_regions = max,
+            Setting::FoldAbove(number) => self.fold_above = number,
+            Setting::CreateShare(share) => self.create_share = share,
             Setting::Regions(on) => self.regions = on,
             Setting::GridMemory(bytes) => self.grid_memory = bytes,
             Setting::Socket(path) => self.socket = path,
@@ -130,7 +142,7 @@ const fn key(
 }
 
 /// All keys, in the order in which they are shown.
-pub const KEYS: [Key; 20] = [
+pub const KEYS: [Key; 24] = [
     key("interval", (Text, Anywhere), |t| interval(t, Setting::Interval), |s| time(s.interval)),
     key("max_interval", (Text, Anywhere), |t| interval(t, Setting::MaxInterval), max_interval),
     key("fixed", (Flag, Anywhere), |t| flag(t, Setting::Fixed), |s| s.fixed.to_string()),
@@ -167,6 +179,30 @@ pub const KEYS: [Key; 20] = [
         (Number, Top),
         |t| values::max_files(t).map(Setting::MaxFiles),
         |s| s.max_files.to_string(),
+    ),
+    key(
+        "max_regions",
+        (Number, Anywhere),
+        |t| values::max_regions(t).map(Setting::MaxRegions),
+        |s| s.max_regions.to_string(),
+    ),
+    key(
+        "max_device_regions",
+        (Number, Top),
+        |t| values::max_regions(t).map(Setting::MaxDeviceRegions),
+        |s| s.max_device_regions.to_string(),
+    ),
+    key(
+        "fold_above",
+        (Number, Anywhere),
+        |t| values::fold_above(t).map(Setting::FoldAbove),
+        |s| s.fold_above.to_string(),
+    ),
+    key(
+        "create_share",
+        (Number, Top),
+        |t| values::share(t).map(Setting::CreateShare),
+        |s| s.create_share.to_string(),
     ),
     key(
         "regions",

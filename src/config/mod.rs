@@ -30,6 +30,8 @@ pub use pattern::{Ask, Expansion, Found, Owners, Pattern, Touch, device_towards,
 
 use crate::engine::Pace;
 use crate::mode::Mode;
+use crate::pace;
+use crate::shape::Limits;
 use crate::update;
 use crate::values::{Bounds, Listen};
 
@@ -65,6 +67,15 @@ pub struct Settings {
     pub histogram: Bounds,
     /// Files that are followed at the most. 100,000.
     pub max_files: usize,
+    /// Regions of one group at the most: extents beyond that are merged across the smallest gaps.
+    /// 4,000.
+    pub max_regions: u32,
+    /// Regions of all groups on one device at the most, as far as each may have one. 4,000.
+    pub max_device_regions: u32,
+    /// Regions of a group beyond those that its extents need, from which on some are folded. 8.
+    pub fold_above: u32,
+    /// Percent of a device's time that creates may take. 50.
+    pub create_share: u8,
     /// Whether files get groups of regions.
     pub regions: bool,
     /// Kernel memory that the grid of a device may take, in bytes; none, for no grids. 4 MiB.
@@ -98,6 +109,10 @@ impl Default for Settings {
             precise: false,
             histogram: Bounds::default(),
             max_files: 100_000,
+            max_regions: 4000,
+            max_device_regions: 4000,
+            fold_above: 8,
+            create_share: pace::SHARE,
             regions: true,
             grid_memory: 4 << 20,
             socket: Some(PathBuf::from("/run/dmfilemapd/control.sock")),
@@ -129,6 +144,8 @@ pub struct Terms {
     pub bounds: String,
     /// What its group is called.
     pub alias: AliasTemplate,
+    /// How many regions its group may have.
+    pub limits: Limits,
 }
 
 impl Settings {
@@ -157,6 +174,7 @@ impl Settings {
             precise: bounds.precise,
             bounds: bounds.text,
             alias: self.alias.clone(),
+            limits: Limits { max_regions: self.max_regions, fold_above: Some(self.fold_above) },
         }
     }
 }
@@ -165,7 +183,7 @@ impl Terms {
     /// Whether a group that was made on these terms is as one made on the others.
     #[must_use]
     pub fn makes_groups_like(&self, other: &Terms) -> bool {
-        let Terms { interval: _, max_interval: _, mode, program_id, regions, .. } = self;
+        let Terms { interval: _, max_interval: _, limits: _, mode, program_id, regions, .. } = self;
         let Terms { precise, bounds, alias, .. } = self;
         (*mode, *regions) == (other.mode, other.regions)
             && *program_id == other.program_id

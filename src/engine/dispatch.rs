@@ -1,5 +1,6 @@
 //! From what is due to what is done: by lane, and no more than a lane may have under way.
 
+use std::collections::VecDeque;
 use std::mem;
 
 use super::event::{Action, Batch, Look};
@@ -8,7 +9,8 @@ use super::lane::{Lane, MAPS_MAX, Order, STAMPS_MAX};
 use super::time::Time;
 use super::{Engine, FileId, phase};
 use crate::dm::Device;
-use crate::sight::Sight;
+use crate::shape::Limits;
+use crate::sight::{Sight, Stamp};
 use crate::update::Group;
 
 impl Engine {
@@ -101,7 +103,8 @@ impl Engine {
         }
         let count = lane.stamps.len().min(STAMPS_MAX);
         let files = lane.stamps.drain(..count);
-        let looks = looks(now, files, &mut self.files, &mut self.free, self.spare.pop());
+        let looks =
+            looks(now, files, &mut lane.taken, &mut self.files, &mut self.free, self.spare.pop());
         if !looks.is_empty() {
             lane.stamping = Some(now);
             actions.push(Action::Look(Batch { device: lane.device, maps: None, looks }));
@@ -112,7 +115,8 @@ impl Engine {
         let lane = &mut self.lanes[at];
         let count = lane.maps.len().min(MAPS_MAX);
         let files = lane.maps.drain(..count);
-        let looks = looks(now, files, &mut self.files, &mut self.free, self.spare.pop());
+        let looks =
+            looks(now, files, &mut lane.taken, &mut self.files, &mut self.free, self.spare.pop());
         let slot = lane.mapping.iter().position(Option::is_none);
         if let Some(slot) = slot.filter(|_| !looks.is_empty()) {
             lane.mapping[slot] = Some(now);
@@ -130,11 +134,23 @@ impl Engine {
                 continue;
             }
             lane.ordering = Some(now);
+            let (device, level) = (lane.device, lane.budget.level());
             actions.push(match order {
-                Order::Update(file, group, want) => Action::Update(file, lane.device, group, want),
-                Order::Remove(file, group) => Action::Remove(file, lane.device, group),
+                Order::Update(file, group, want) => {
+                    let limits = self.limit(file, level);
+                    Action::Update(file, device, group, want, limits)
+                }
+                Order::Remove(file, group) => Action::Remove(file, device, group),
             });
+            return;
         }
+    }
+
+    /// What an update of the file is to keep to, where no group may have more regions than `level`.
+    fn limit(&mut self, file: FileId, level: u32) -> Limits {
+        let Some(followed) = self.followed(file) else { return Limits::NONE };
+        followed.ordered = followed.limits.max_regions.min(level);
+        Limits { max_regions: followed.ordered, ..followed.limits }
     }
 
     /// Sweeps the lanes that are due, in one pass over the files.
@@ -190,23 +206,34 @@ fn may_park(now: Time, followed: &Followed, lane: &mut Lane, settings: &super::S
     lane.gauge.is_still_since(followed.looked) && now < followed.looked + settings.gauge_max
 }
 
-/// Looks at these files, as far as they are followed still.
+/// Looks at these files, as far as they are followed still; their stamps may be `taken` already.
 fn looks(
     now: Time,
     queued: impl Iterator<Item = FileId>,
+    taken: &mut VecDeque<(FileId, Stamp)>,
     files: &mut [Option<Followed>],
     free: &mut Vec<FileId>,
     room: Option<Vec<Look>>,
 ) -> Vec<Look> {
     let mut looks = room.unwrap_or_default();
     for file in queued {
+        let sight = match taken.front() {
+            Some((front, stamp)) if *front == file => Sight::Changed(*stamp),
+            _ => Sight::Same,
+        };
+        if sight != Sight::Same {
+            taken.pop_front();
+        }
         match files[file.index()].as_mut() {
             Some(followed) => {
                 followed.looked = now;
-                looks.push(Look { file, last: followed.stamp, sight: Sight::Same });
+                looks.push(Look { file, last: followed.stamp, sight });
             }
             None => free.push(file), // let go while it waited
         }
+    }
+    if taken.is_empty() {
+        taken.shrink_to(STAMPS_MAX); // after many files have changed at the same moment
     }
     looks
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{FileId, Report};
 use crate::dm::Device;
 use crate::extent::Extents;
+use crate::shape::Limits;
 use crate::sight::{Sight, Stamp};
 use crate::update::{self, Group, Standing, Updated};
 
@@ -15,8 +16,20 @@ pub struct Look {
     pub file: FileId,
     /// The stamp of its last map.
     pub last: Option<Stamp>,
-    /// What was seen; [`Sight::Same`] until it was looked.
+    /// What was seen; [`Sight::Same`] until it was looked. Where the map is to be read since the
+    /// stamp was seen to be another one, that is what was seen so far.
     pub sight: Sight,
+}
+
+impl Look {
+    /// The stamp that was taken already.
+    #[must_use]
+    pub fn taken(&self) -> Option<Stamp> {
+        match self.sight {
+            Sight::Changed(stamp) => Some(stamp),
+            _ => None,
+        }
+    }
 }
 
 /// Looks at files of one device, to be made one after the other.
@@ -29,6 +42,15 @@ pub struct Batch {
     pub maps: Option<usize>,
     /// The looks; never none.
     pub looks: Vec<Look>,
+}
+
+/// A listing of a device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sweep {
+    /// How the groups stand.
+    pub standings: Vec<(FileId, Standing)>,
+    /// Regions on the device, whoever made them.
+    pub regions: usize,
 }
 
 /// What a reading was like.
@@ -54,11 +76,11 @@ pub enum Event {
     /// The group of a file that is no more was deleted, or not.
     Removed(Device, FileId, Result<usize, update::Error>),
     /// A look at groups of one device came back.
-    Swept(Device, Result<Vec<(FileId, Standing)>, update::Error>),
+    Swept(Device, Result<Sweep, update::Error>),
     /// A reading of what a device's groups have counted came back.
     Read(Device, Reading),
-    /// What was still to come of a reading is here.
-    Settled(Device),
+    /// What was still to come of a reading is here, and this is what all of it was like.
+    Settled(Device, Reading),
     /// What a device's write counter says, if there is one: requests and flushes.
     Gauged(Device, Option<u64>),
     /// Nobody wants the file to be followed any more. Its group is deleted if the flag says so.
@@ -74,8 +96,9 @@ pub enum Action {
     Look(Batch),
     /// Close the file's descriptor, which a look by path may have left open.
     Close(FileId),
-    /// Make the file's regions cover these extents; make or find the group if there is none.
-    Update(FileId, Device, Option<Group>, Extents),
+    /// Make the file's regions cover these extents, within limits; make or find the group if there
+    /// is none.
+    Update(FileId, Device, Option<Group>, Extents, Limits),
     /// Delete the group: its file is no more, or nobody wants it.
     Remove(FileId, Device, Group),
     /// Look at these groups of the device.

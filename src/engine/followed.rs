@@ -8,6 +8,7 @@ use super::time::Time;
 use super::{End, Pace, Settings, Spec};
 use crate::extent::Fingerprint;
 use crate::mode::Mode;
+use crate::shape::Limits;
 use crate::sight::Stamp;
 use crate::update::Group;
 
@@ -50,6 +51,13 @@ pub(super) struct Followed {
     pub(super) shown: bool,
     /// Members of the group.
     pub(super) regions: u32,
+    /// Regions that the group needs, as far as its own limit allows it.
+    pub(super) need: u32,
+    pub(super) limits: Limits,
+    /// Regions that the last update was to keep to.
+    pub(super) ordered: u32,
+    /// What the group shows besides the map, if it does.
+    pub(super) foreign: Option<Box<Foreign>>,
     /// When the group was last made to show another map.
     pub(super) changed: Time,
     pub(super) settled: Time,
@@ -67,6 +75,14 @@ pub(super) struct Followed {
     /// How often the interval has been doubled.
     doubled: u8,
     pub(super) trouble: Option<Box<Trouble>>,
+}
+
+/// What a group counts that its file does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Foreign {
+    pub(super) sectors: u64,
+    /// Of all that the group counts.
+    pub(super) fingerprint: Fingerprint,
 }
 
 /// What is wrong with a file, while something is.
@@ -98,6 +114,10 @@ impl Followed {
             shared_sectors: 0,
             shown: false,
             regions: 0,
+            need: 0,
+            limits: spec.limits,
+            ordered: spec.limits.max_regions,
+            foreign: None,
             changed: Time::ZERO,
             settled: now + settings.settle,
             full_look: now,
@@ -172,6 +192,11 @@ impl Followed {
         self.trouble.get_or_insert_default()
     }
 
+    /// Of what the group counts, if it shows the last map.
+    pub(super) fn cover(&self) -> Option<Fingerprint> {
+        self.foreign.as_ref().map_or(self.fingerprint, |foreign| Some(foreign.fingerprint))
+    }
+
     pub(super) fn end(&self) -> Option<&End> {
         self.trouble.as_ref()?.end.as_ref()
     }
@@ -186,7 +211,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hundred_thousand_files_fit_in_some_20_mb() {
-        assert!(size_of::<Followed>() <= 216, "{}", size_of::<Followed>());
+    fn a_hundred_thousand_files_fit_in_some_24_mb() {
+        assert!(size_of::<Followed>() <= 240, "{}", size_of::<Followed>());
     }
 }

@@ -7,9 +7,11 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::FileId;
+use super::budget::Budget;
 use super::time::Time;
 use crate::dm::Device;
 use crate::extent::Extents;
+use crate::sight::Stamp;
 use crate::update::Group;
 
 /// Files in one batch of stamps. Handing it to another thread and back costs as much as a hundred
@@ -45,6 +47,8 @@ pub(super) struct Lane {
     pub(super) stamping: Option<Time>,
     /// The same for maps.
     pub(super) maps: VecDeque<FileId>,
+    /// Stamps of some of these, in the same order, that were taken already.
+    pub(super) taken: VecDeque<(FileId, Stamp)>,
     pub(super) mapping: [Option<Time>; MAPPING_MAX],
     /// The same for orders and sweeps.
     pub(super) orders: VecDeque<Order>,
@@ -53,8 +57,11 @@ pub(super) struct Lane {
     pub(super) sweep: Time,
     pub(super) reads: Reads,
     pub(super) gauge: Gauge,
-    /// Regions created so far.
-    pub(super) creates: u64,
+    /// Regions that the groups may have.
+    pub(super) budget: Budget,
+    /// Regions of the groups, and of anybody when the device was last listed.
+    pub(super) own_regions: u64,
+    pub(super) regions: Option<u64>,
 }
 
 /// When what the groups have counted is read.
@@ -87,20 +94,23 @@ pub(super) struct Gauge {
 }
 
 impl Lane {
-    pub(super) fn new(device: Device, sweep: Time, read: Option<Time>) -> Lane {
+    pub(super) fn new(device: Device, sweep: Time, read: Option<Time>, max_regions: u32) -> Lane {
         Lane {
             device,
             files: 0,
             stamps: VecDeque::new(),
             stamping: None,
             maps: VecDeque::new(),
+            taken: VecDeque::new(),
             mapping: [None; MAPPING_MAX],
             orders: VecDeque::new(),
             ordering: None,
             sweep,
             reads: Reads::new(read),
             gauge: Gauge::new(),
-            creates: 0,
+            budget: Budget::new(max_regions),
+            own_regions: 0,
+            regions: None,
         }
     }
 

@@ -7,6 +7,7 @@ use super::followed::Job;
 use super::lane::Order;
 use super::time::Time;
 use super::{ABSENCE_LOOK, End, Engine, FileId, TORN_MAX, phase};
+use crate::extent::Extents;
 use crate::mode::Mode;
 use crate::sight::{Map, Sight, Stamp};
 
@@ -56,16 +57,17 @@ impl Engine {
                 }
                 self.worked(now, file, true, actions);
             }
-            Sight::Changed => {
+            Sight::Changed(stamp) => {
                 followed.job = Job::Look;
                 if let Some(lane) = self.lane_of_file(file) {
                     lane.maps.push_back(file);
+                    lane.taken.push_back((file, stamp));
                 }
             }
             Sight::Mapped(stamp, map) => self.mapped(now, file, stamp, map, actions),
             Sight::Failed(why) => self.failed(now, file, why, actions),
             Sight::Unused => self.end(now, file, End::Unused, actions),
-            Sight::Unmounted => self.let_go(file, End::Unmounted, actions),
+            Sight::Unmounted => self.let_go(now, file, End::Unmounted, actions),
             Sight::Absent { found, beside } => {
                 let since = *followed.trouble().absent_since.get_or_insert(now);
                 followed.stamp = None;
@@ -78,7 +80,7 @@ impl Engine {
                 if device.is_some_and(|device| beside.contains(&device)) {
                     self.end(now, file, End::Absent(found), actions);
                 } else {
-                    self.let_go(file, End::Unmounted, actions);
+                    self.let_go(now, file, End::Unmounted, actions);
                 }
             }
         }
@@ -94,8 +96,7 @@ impl Engine {
     ) {
         let settings = self.settings;
         let Some(followed) = self.files[file.index()].as_mut() else { return };
-        let lane = &mut self.lanes[followed.lane as usize];
-        if stamp.device != lane.device {
+        if stamp.device != self.lanes[followed.lane as usize].device {
             let found = format!("the file at the path lies on another device, {}", stamp.device);
             return self.end(now, file, End::Absent(found), actions);
         }
@@ -117,20 +118,34 @@ impl Engine {
             let interval = followed.interval();
             return self.plan(file, now + interval);
         }
-        let shown = followed.shown && followed.fingerprint == Some(map.fingerprint);
         followed.extents = u32::try_from(map.extents.as_slice().len()).unwrap_or(u32::MAX);
         followed.sectors = map.extents.sectors();
-        followed.fingerprint = Some(map.fingerprint);
-        if shown || followed.given_up {
+        let before = followed.fingerprint.replace(map.fingerprint);
+        followed.shown &= before == Some(map.fingerprint);
+        self.weigh(now, file);
+        self.show(now, file, map.extents, same_stamp, actions);
+    }
+
+    /// Has the group show the file's map, unless it does.
+    fn show(
+        &mut self,
+        now: Time,
+        file: FileId,
+        map: Extents,
+        same_stamp: bool,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(followed) = self.files[file.index()].as_mut() else { return };
+        if followed.shown || followed.given_up {
             if followed.open && now >= followed.settled {
                 self.close(file, actions); // idle, though its map is read at every look
             }
             return self.worked(now, file, same_stamp, actions);
         }
-        followed.shown = false;
         followed.job = Job::Update;
         followed.be_quick();
-        lane.orders.push_back(Order::Update(file, followed.group, map.extents));
+        let order = Order::Update(file, followed.group, map);
+        self.lanes[followed.lane as usize].orders.push_back(order);
     }
 
     fn close(&mut self, file: FileId, actions: &mut Vec<Action>) {

@@ -27,6 +27,7 @@
 //! never for longer than [`Settings::gauge_max`]: a filesystem may keep a change of metadata in
 //! memory for its commit interval (5 s on ext4, some 30 s on xfs) before it writes.
 
+mod budget;
 mod dispatch;
 mod event;
 mod followed;
@@ -45,9 +46,10 @@ use std::time::Duration;
 
 use crate::dm::Device;
 use crate::mode::Mode;
+use crate::shape::Limits;
 use crate::update::Group;
 
-pub use event::{Action, Batch, Event, Look, Reading};
+pub use event::{Action, Batch, Event, Look, Reading, Sweep};
 use followed::{Followed, Job};
 use lane::{Lane, Order};
 pub use lane::{MAPPING_MAX, MAPS_MAX, STAMPS_MAX};
@@ -80,6 +82,8 @@ pub struct Settings {
     pub gauge: Duration,
     /// How long a file goes without a look though its device is not written to.
     pub gauge_max: Duration,
+    /// Regions that the groups of one device may have together, as far as each may have one.
+    pub max_device_regions: u32,
     /// Whether to go on when no file is left.
     pub patient: bool,
 }
@@ -95,6 +99,7 @@ impl Default for Settings {
             absence: Duration::from_secs(1),
             gauge: Duration::from_secs(1),
             gauge_max: Duration::from_secs(60),
+            max_device_regions: u32::MAX,
             patient: false,
         }
     }
@@ -165,6 +170,8 @@ pub struct Spec {
     pub restless: bool,
     /// How often to look.
     pub pace: Pace,
+    /// How many regions its group may have.
+    pub limits: Limits,
 }
 
 /// The state of all followed files.
@@ -221,12 +228,12 @@ impl Engine {
     }
 
     fn lane(&mut self, now: Time, device: Device) -> u32 {
-        let lanes = &mut self.lanes;
+        let (lanes, settings) = (&mut self.lanes, &self.settings);
         *self.lane_of.entry(device).or_insert_with(|| {
             // What counts whole devices begins to do so at once.
-            let wait = |read| if self.settings.read_all { Duration::ZERO } else { read };
-            let read = self.settings.read.map(|read| now + wait(read));
-            lanes.push(Lane::new(device, now + self.settings.sweep, read));
+            let wait = |read| if settings.read_all { Duration::ZERO } else { read };
+            let (sweep, read) = (now + settings.sweep, settings.read.map(|read| now + wait(read)));
+            lanes.push(Lane::new(device, sweep, read, settings.max_device_regions));
             u32::try_from(lanes.len() - 1).expect("memory for 2^32 devices")
         })
     }
@@ -294,7 +301,7 @@ impl Engine {
             }
             Event::Swept(device, outcome) => self.swept(now, device, outcome, actions),
             Event::Read(device, reading) => self.read(now, device, reading),
-            Event::Settled(device) => self.settled(device),
+            Event::Settled(device, reading) => self.settled(now, device, reading),
             Event::Gauged(device, writes) => self.gauged(now, device, writes),
             Event::Forget(file, remove) => self.forget(now, file, remove, actions),
             Event::Stop => self.stopped = true,
@@ -389,7 +396,7 @@ impl Engine {
     fn forget(&mut self, now: Time, file: FileId, remove: bool, actions: &mut Vec<Action>) {
         let Some(followed) = self.followed(file) else { return };
         if !remove {
-            self.let_go(file, End::Unwanted, actions);
+            self.let_go(now, file, End::Unwanted, actions);
         } else if followed.job == Job::None {
             self.end(now, file, End::Unwanted, actions);
         } else {
@@ -400,7 +407,7 @@ impl Engine {
     /// The file is no more: its regions count nothing but other files' I/O from now on.
     fn end(&mut self, now: Time, file: FileId, end: End, actions: &mut Vec<Action>) {
         let Some(followed) = self.followed(file) else { return };
-        let Some(group) = followed.group else { return self.let_go(file, end, actions) };
+        let Some(group) = followed.group else { return self.let_go(now, file, end, actions) };
         followed.trouble().end = Some(end);
         followed.job = Job::Remove;
         followed.due = now;
@@ -410,12 +417,15 @@ impl Engine {
         }
     }
 
-    fn let_go(&mut self, file: FileId, end: End, actions: &mut Vec<Action>) {
+    fn let_go(&mut self, now: Time, file: FileId, end: End, actions: &mut Vec<Action>) {
         let Some(followed) = self.files.get_mut(file.index()).and_then(Option::take) else {
             return;
         };
         self.followed -= 1;
-        self.lanes[followed.lane as usize].files -= 1;
+        let lane = &mut self.lanes[followed.lane as usize];
+        lane.files -= 1;
+        lane.own_regions -= u64::from(followed.regions);
+        self.unweigh(now, &followed);
         if followed.job == Job::None {
             self.free.push(file);
         }

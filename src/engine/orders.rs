@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::event::Action;
-use super::followed::Job;
+use super::event::{Action, Sweep};
+use super::followed::{Foreign, Job};
 use super::time::Time;
 use super::{End, Engine, FileId, Report, SWEEP_MAX, SWEEP_SHARE};
 use crate::dm::Device;
@@ -33,7 +33,10 @@ impl Engine {
                 }
                 match self.followed(file).and_then(|followed| followed.end().cloned()) {
                     Some(end) => self.end(now, file, end, actions), // decided meanwhile
-                    None => self.worked(now, file, false, actions),
+                    None => {
+                        self.worked(now, file, false, actions);
+                        self.keep_to_limits(now, file);
+                    }
                 }
             }
             Err(error) => self.refused(now, file, &error, actions),
@@ -44,12 +47,17 @@ impl Engine {
     fn shown(&mut self, now: Time, file: FileId, updated: Updated, actions: &mut Vec<Action>) {
         let Some(followed) = self.followed(file) else { return };
         let before = followed.group.replace(updated.group);
+        let (id, foreign) = (updated.group.id, updated.foreign);
+        let regions_before = u64::from(followed.regions);
         followed.regions = u32::try_from(updated.members).unwrap_or(u32::MAX);
+        let regions = u64::from(followed.regions);
+        let fingerprint = updated.fingerprint;
+        followed.foreign =
+            (foreign > 0).then(|| Box::new(Foreign { sectors: foreign, fingerprint }));
         if before.is_none() || updated.created + updated.deleted > 0 {
             followed.changed = now;
             actions.push(Action::Report(file, Report::Updated(updated)));
         }
-        let id = updated.group.id;
         if let Some(before) = before.filter(|before| before.id != id) {
             actions.push(Action::Report(file, Report::Moved(before.id, id)));
         }
@@ -59,8 +67,9 @@ impl Engine {
         }
         followed.warned_long = long;
         if let Some(lane) = self.lane_of_file(file) {
-            lane.creates += updated.created as u64;
+            lane.own_regions = lane.own_regions + regions - regions_before;
         }
+        self.weigh(now, file);
     }
 
     /// Sorts the errors of an update by what follows from them.
@@ -75,9 +84,9 @@ impl Engine {
         followed.stamp = None; // the extents are forgotten: read them again
         match error {
             update::Error::Gone | update::Error::TakenOver => {
-                self.let_go(file, End::NotOurs(error.to_string()), actions);
+                self.let_go(now, file, End::NotOurs(error.to_string()), actions);
             }
-            _ if error.is_no_device() => self.let_go(file, End::NoDevice, actions),
+            _ if error.is_no_device() => self.let_go(now, file, End::NoDevice, actions),
             _ if error.is_not_understood() => {
                 followed.given_up = true;
                 let interval = followed.interval();
@@ -99,12 +108,12 @@ impl Engine {
         let end = followed.end().cloned().unwrap_or(End::NoDevice);
         match outcome {
             Err(error @ update::Error::TakenOver) => {
-                self.let_go(file, End::NotOurs(error.to_string()), actions);
+                self.let_go(now, file, End::NotOurs(error.to_string()), actions);
             }
             Err(error) if !error.is_no_device() && !error.is_not_understood() => {
                 self.failed(now, file, error.to_string(), actions);
             }
-            _ => self.let_go(file, end, actions),
+            _ => self.let_go(now, file, end, actions),
         }
     }
 
@@ -112,7 +121,7 @@ impl Engine {
         &mut self,
         now: Time,
         device: Device,
-        outcome: Result<Vec<(FileId, Standing)>, update::Error>,
+        outcome: Result<Sweep, update::Error>,
         actions: &mut Vec<Action>,
     ) {
         let interval = self.settings.sweep;
@@ -121,7 +130,10 @@ impl Engine {
             lane.sweep = now + interval.max(took.saturating_mul(SWEEP_SHARE).min(SWEEP_MAX));
         }
         match outcome {
-            Ok(standings) => {
+            Ok(Sweep { standings, regions }) => {
+                if let Some(lane) = self.lane_of(device) {
+                    lane.regions = Some(regions as u64);
+                }
                 for (file, standing) in standings {
                     self.stood(now, file, standing, actions);
                 }
@@ -130,7 +142,7 @@ impl Engine {
                 let lane = self.lane_of.get(&device).copied();
                 for file in (0..).map(FileId).take(self.files.len()) {
                     if self.followed(file).map(|followed| followed.lane) == lane {
-                        self.let_go(file, End::NoDevice, actions);
+                        self.let_go(now, file, End::NoDevice, actions);
                     }
                 }
             }
@@ -148,21 +160,15 @@ impl Engine {
         }
         match standing {
             Standing::Gone => {
-                self.let_go(file, End::NotOurs(update::Error::Gone.to_string()), actions);
+                self.let_go(now, file, End::NotOurs(update::Error::Gone.to_string()), actions);
             }
             Standing::TakenOver => {
-                self.let_go(file, End::NotOurs(update::Error::TakenOver.to_string()), actions);
+                self.let_go(now, file, End::NotOurs(update::Error::TakenOver.to_string()), actions);
             }
             Standing::Stands { fingerprint, tidy, .. } => {
-                let differs = followed.shown && followed.fingerprint != Some(fingerprint);
+                let differs = followed.shown && followed.cover() != Some(fingerprint);
                 if differs || !tidy {
-                    // Somebody changed it, or a cut update left something: do it over.
-                    followed.shown = false;
-                    followed.stamp = None;
-                    followed.be_quick();
-                    if followed.job == Job::None && followed.failures() == 0 {
-                        self.plan(file, now);
-                    }
+                    self.do_over(now, file); // somebody changed it, or a cut update left something
                 }
             }
         }

@@ -26,11 +26,25 @@ const SHARE_ASKED: u32 = 4;
 
 impl Engine {
     pub(super) fn read(&mut self, now: Time, device: Device, reading: Reading) {
-        let Some(interval) = self.settings.read else { return self.order_is_back(device) };
         let Some(lane) = self.lane_of(device) else { return };
         let began = lane.ordering.take().unwrap_or(now);
+        match reading.more {
+            true => lane.reads.unsettled = Some(began),
+            false => self.plan_read(now, device, began, reading),
+        }
+    }
+
+    pub(super) fn settled(&mut self, now: Time, device: Device, reading: Reading) {
+        let Some(lane) = self.lane_of(device) else { return };
+        if let Some(began) = lane.reads.unsettled.take() {
+            self.plan_read(now, device, began, reading);
+        }
+    }
+
+    fn plan_read(&mut self, now: Time, device: Device, began: Time, reading: Reading) {
+        let Some(interval) = self.settings.read else { return };
+        let Some(lane) = self.lane_of(device) else { return };
         lane.reads.last = Some(began);
-        lane.reads.unsettled = Some(began).filter(|_| reading.more);
         if reading.reset {
             lane.reads.reset = Some(now);
         }
@@ -50,12 +64,6 @@ impl Engine {
     pub fn is_settling(&self, device: Device) -> bool {
         let lane = self.lane_of.get(&device).and_then(|lane| self.lanes.get(*lane as usize));
         lane.is_some_and(|lane| lane.reads.unsettled.is_some())
-    }
-
-    pub(super) fn settled(&mut self, device: Device) {
-        if let Some(lane) = self.lane_of(device) {
-            lane.reads.unsettled = None;
-        }
     }
 
     /// Sets [`Settings::read`](super::Settings::read), for every reading after the next.

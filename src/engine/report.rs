@@ -45,11 +45,16 @@ pub enum End {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Report::Updated(updated) => write!(
-                f,
-                "group {} has {} region(s), {} created and {} deleted",
-                updated.group.id, updated.members, updated.created, updated.deleted
-            ),
+            Report::Updated(updated) => {
+                let Updated { group, members, created, deleted, foreign, .. } = updated;
+                let id = group.id;
+                write!(f, "group {id} has {members} region(s), {created} created")?;
+                write!(f, " and {deleted} deleted")?;
+                match foreign {
+                    0 => Ok(()),
+                    _ => write!(f, "; they count {foreign} sector(s) between its extents, too"),
+                }
+            }
             Report::Moved(from, to) => {
                 write!(f, "the group's id is now {to}; it was {from}, whose region is gone")
             }

@@ -73,6 +73,10 @@ pub struct FileStatus<'a> {
     pub shared_sectors: u64,
     /// Its inode number, once it was looked at.
     pub inode: Option<u64>,
+    /// Sectors that the group counts besides, since the extents are more than it may have regions.
+    pub foreign_sectors: u64,
+    /// Regions that the group may have, as things are.
+    pub max_regions: u32,
     /// Bytes in the file, of which some may have no sector: holes, and what is not written yet.
     pub size: Option<u64>,
     /// How it is doing.
@@ -94,8 +98,10 @@ pub struct DeviceStatus {
     pub device: Device,
     /// Followed files on it.
     pub files: usize,
-    /// Regions created so far, each of which stopped the device's I/O for a moment.
-    pub creates: u64,
+    /// Regions on it, whoever made them, when it was last listed.
+    pub regions: Option<u64>,
+    /// Members of the files' groups.
+    pub own_regions: u64,
 }
 
 impl Engine {
@@ -123,6 +129,8 @@ impl Engine {
             sectors: followed.sectors,
             shared_sectors: followed.shared_sectors,
             inode: followed.stamp.map(|stamp| stamp.inode),
+            foreign_sectors: followed.foreign.as_ref().map_or(0, |foreign| foreign.sectors),
+            max_regions: self.max_regions(followed),
             size: followed.stamp.map(|stamp| stamp.size),
             state: state(followed),
             changed: (followed.changed > Time::ZERO).then_some(followed.changed),
@@ -137,7 +145,8 @@ impl Engine {
         let status = |lane: &Lane| DeviceStatus {
             device: lane.device,
             files: lane.files,
-            creates: lane.creates,
+            regions: lane.regions,
+            own_regions: lane.own_regions,
         };
         self.lanes.iter().filter(|lane| lane.files > 0).map(status)
     }

@@ -62,6 +62,8 @@ pub struct Grid {
     precise: bool,
     /// By rising sector; no two overlap.
     regions: Vec<Placed>,
+    /// What was read by a reading that failed further on.
+    unread: Vec<Counted>,
 }
 
 /// A region of the grid.
@@ -111,7 +113,7 @@ impl Grid {
         dm.hold_grid(device, Turn::Shared).map_err(Error::NoTurn)?;
         let mut kernel = Conversation::in_turn(dm, device, Turn::Shared)?;
         let listing = list(&mut kernel)?;
-        let mut grid = Grid { device, claim, precise, regions: Vec::new() };
+        let mut grid = Grid { device, claim, precise, regions: Vec::new(), unread: Vec::new() };
         for row in &parse_list(&listing)? {
             let Some(tag) = Tag::of(row) else { continue };
             // A process that was killed while it moved the grid leaves the old and the new.
@@ -163,11 +165,15 @@ impl Grid {
     pub fn read(&mut self, dm: impl Dm) -> Result<Vec<Counted>, Error> {
         let mut kernel = Conversation::new(dm, self.device);
         self.check(&mut kernel)?;
-        let mut counted = Vec::new();
+        // What is known of some regions is not lost if others cannot be read.
+        let mut counted = std::mem::take(&mut self.unread);
         for placed in &mut self.regions {
-            placed.read(&mut kernel, &mut counted)?;
+            if let Err(error) = placed.read(&mut kernel, &mut counted) {
+                self.unread = counted;
+                return Err(error);
+            }
         }
-        Ok(counted)
+        Ok(joined(counted))
     }
 
     /// Whether all regions are what they were. Their ids may be those of others by now.

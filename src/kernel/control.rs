@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::mem::offset_of;
 use std::os::fd::{AsRawFd, RawFd};
-use std::time::{Duration, Instant};
-use std::{fmt, fs, io, thread};
+use std::{fmt, fs, io};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -38,10 +37,6 @@ const KEEP_MAX: usize = 1 << 20;
 /// Where on the control node the bytes begin that are locked for grids: behind those of all
 /// devices, whose numbers have 32 bits.
 const GRIDS: u64 = 1 << 32;
-
-/// Longest rest of a device after a `@stats_create`, however long that took: a device that takes
-/// seconds to create a region is busy below, and no rest of ours would help it.
-const REST_MAX: Duration = Duration::from_millis(50);
 
 /// `struct dm_ioctl`, in front of all that goes through the control node.
 #[repr(C)]
@@ -193,7 +188,7 @@ enum Kind {
 
 impl Kind {
     /// By the keyword. A keyword in disguise (escaped, or behind a blank) is `Other`: that costs
-    /// repeats if its reply is long, and the pause if it is a create; our own are never disguised.
+    /// repeats if its reply is long; our own are never disguised.
     fn of(text: &[u8]) -> Kind {
         let begins_with = |keyword: &[u8]| {
             text.get(..keyword.len()).is_some_and(|word| word.eq_ignore_ascii_case(keyword))
@@ -217,12 +212,11 @@ struct Memo {
     list: usize,
     /// Bytes to offer to the next `@stats_print`.
     print: usize,
-    pace: Pace,
 }
 
 impl Default for Memo {
     fn default() -> Memo {
-        Memo { list: FIRST_LIST, print: SMALL, pace: Pace::default() }
+        Memo { list: FIRST_LIST, print: SMALL }
     }
 }
 
@@ -249,25 +243,6 @@ impl Memo {
     }
 }
 
-/// Keeps creates on one device apart: each stops all I/O of the device until it ends, so the next
-/// one begins only when the device has had as much time for I/O again.
-#[derive(Clone, Copy, Debug, Default)]
-struct Pace {
-    next: Option<Instant>,
-}
-
-impl Pace {
-    /// How long a create that is to begin `now` must wait.
-    fn pause(self, now: Instant) -> Duration {
-        self.next.map_or(Duration::ZERO, |next| next.saturating_duration_since(now))
-    }
-
-    /// A create took the time from `began` to `ended`.
-    fn created(&mut self, began: Instant, ended: Instant) {
-        self.next = ended.checked_add((ended - began).min(REST_MAX));
-    }
-}
-
 /// What went through the control node since it was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
@@ -276,8 +251,6 @@ pub struct Traffic {
     pub messages: u64,
     /// Bytes offered with them, which the kernel allocates and copies each time.
     pub bytes: u64,
-    /// How often a create was held back to let the device's I/O through.
-    pub pauses: u64,
 }
 
 /// The open control node of device-mapper.
@@ -373,15 +346,6 @@ impl Control {
         };
         fcntl(&self.file, FcntlArg::F_OFD_SETLK(&lock))?;
         Ok(())
-    }
-
-    /// Waits until the device has had its share of the time since the last create.
-    fn pause(&mut self, pace: Pace) {
-        let pause = pace.pause(Instant::now());
-        if pause > Duration::ZERO {
-            self.traffic.pauses += 1;
-            thread::sleep(pause);
-        }
     }
 
     /// Sends `text`, again with twice the room if the reply did not fit. That is safe: a message
@@ -485,22 +449,15 @@ impl Control {
         }
         let kind = Kind::of(text);
         let mut memo = self.memos.get(&device).copied().unwrap_or_default();
-        if kind == Kind::Create {
-            if text.len() > CREATE_MAX {
-                return Err(Errno::ENOMEM.into());
-            }
-            self.pause(memo.pace);
+        if kind == Kind::Create && text.len() > CREATE_MAX {
+            return Err(Errno::ENOMEM.into());
         }
         let by = if kind == Kind::Create && is_busy(device) { By::Another } else { By::Us };
-        let began = Instant::now();
         let header = self.exchange(to, text, memo.offer(kind), by).inspect_err(|error| {
             if error.raw_os_error() == Some(libc::ENXIO) {
                 self.memos.remove(&device); // the number may come back as another device
             }
         })?;
-        if kind == Kind::Create {
-            memo.pace.created(began, Instant::now());
-        }
         if matches!(to, Address::Uuid(_)) && header.dev != dev {
             return Err(Errno::ENXIO.into()); // it was made anew, and what it counted is gone
         }
@@ -714,34 +671,6 @@ mod tests {
             assert_eq!(bytes[..len], text);
             assert_eq!(bytes[len], 0);
         }
-    }
-
-    #[test]
-    fn a_device_gets_as_much_time_as_a_create_took() {
-        let (ms, start) = (Duration::from_millis, Instant::now());
-        let mut pace = Pace::default();
-        assert_eq!(pace.pause(start), ms(0), "the first create waits for nothing");
-        pace.created(start, start + ms(5));
-        assert_eq!(pace.pause(start + ms(5)), ms(5));
-        assert_eq!(pace.pause(start + ms(8)), ms(2));
-        assert_eq!(pace.pause(start + ms(20)), ms(0));
-        pace.created(start, start + ms(7000));
-        assert_eq!(pace.pause(start + ms(7000)), REST_MAX);
-    }
-
-    #[test]
-    fn creates_of_any_length_take_at_most_half_of_the_time() {
-        let start = Instant::now();
-        let (mut now, mut busy, mut pace) = (start, Duration::ZERO, Pace::default());
-        for us in [40, 5000, 1, 20_000, 300, 49_999, 7] {
-            now += pace.pause(now);
-            let began = now;
-            now += Duration::from_micros(us);
-            busy += now - began;
-            pace.created(began, now);
-        }
-        now += pace.pause(now);
-        assert_eq!(now - start, busy * 2);
     }
 
     #[test]

@@ -30,6 +30,26 @@ pub fn raise_descriptor_limit() -> usize {
     usize::try_from(limit).unwrap_or(usize::MAX)
 }
 
+/// Has all threads allocate from one heap. Otherwise the C library has one for each of them, and
+/// what is free at the end of such a heap is never given back by [`give_back_memory`].
+pub fn share_one_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it sets a number that the C library reads when a thread first allocates.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
+/// Gives memory that was freed back to the kernel, which the C library keeps for later: what many
+/// files take for a moment lies between what they take for long.
+pub fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it may be called at any time, by any thread, and touches only what is free.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Takes over descriptor `number`, on which the caller of the program left a file open.
 ///
 /// The file has close-on-exec set, so that programs we start do not inherit it in turn, and a

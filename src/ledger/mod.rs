@@ -94,7 +94,7 @@ struct Entry {
     last: Reading,
 }
 
-/// All accounts. A file that has counted nothing has none.
+/// All accounts. A file that has counted nothing has none, unless it is on the grid.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ledger {
     accounts: HashMap<Holder, Account>,
@@ -204,15 +204,20 @@ impl Ledger {
         Some(account)
     }
 
-    /// Takes a share of what a grid has counted.
-    pub fn share(&mut self, holder: &Holder, share: &Share, now: u64) {
-        self.set_on_grid(holder, true, now);
-        let Some(account) = self.accounts.get_mut(holder) else { return };
+    /// Takes a share of what a grid has counted, for an account that is on the grid.
+    pub fn share(&mut self, holder: &Holder, share: &Share) {
+        let account = self.accounts.get_mut(holder).filter(|account| account.on_grid);
+        let Some(account) = account else { return };
         account.counters += &share.counters;
         let bytes =
             |counters: &Counters| counters.read_bytes.saturating_add(counters.written_bytes);
         account.over = account.over.saturating_add(bytes(&share.doubt.over));
         account.under = account.under.saturating_add(bytes(&share.doubt.under));
+    }
+
+    /// There are no grids.
+    pub fn leave_grids(&mut self) {
+        self.accounts.values_mut().for_each(|account| account.on_grid = false);
     }
 
     /// Says whether the account's counters come from the grid, from `now` on, or from regions.

@@ -55,11 +55,14 @@ const AMOUNTS: [Amount; 10] = [
     }),
 ];
 
-const FILE_COLUMNS: [Column<FileTotals>; 10] = [
+const FILE_COLUMNS: [Column<FileTotals>; 11] = [
     ("io_now", Kind::Gauge, "I/O under way.", |f| Some(f.io_now.to_string())),
     ("regions", Kind::Gauge, "Regions of the file's group.", |f| Some(f.regions.to_string())),
     ("extents", Kind::Gauge, "Extents of the file.", |f| Some(f.extents?.to_string())),
     ("mapped_bytes", Kind::Gauge, "Bytes that are counted.", |f| Some(f.mapped_bytes.to_string())),
+    ("foreign_bytes", Kind::Gauge, "Bytes between its extents that are counted, too.", |f| {
+        Some(f.foreign_bytes?.to_string())
+    }),
     ("unmapped_bytes", Kind::Gauge, "Bytes of the file that have no place yet.", |f| {
         Some(f.unmapped_bytes?.to_string())
     }),
@@ -80,15 +83,30 @@ const FILE_COLUMNS: [Column<FileTotals>; 10] = [
     }),
 ];
 
-const DEVICE_COLUMNS: [Column<DeviceTotals>; 8] = [
+const DEVICE_COLUMNS: [Column<DeviceTotals>; 11] = [
     ("io_now", Kind::Gauge, "I/O under way.", |d| Some(d.io_now.to_string())),
     ("files", Kind::Gauge, "Files whose I/O is counted.", |d| Some(d.files.to_string())),
     ("regions", Kind::Gauge, "Regions, whoever made them.", |d| Some(d.regions.to_string())),
+    ("own_regions", Kind::Gauge, "Regions of the files' groups.", |d| {
+        Some(d.own_regions.to_string())
+    }),
+    (
+        "own_io_cost_estimated_seconds",
+        Kind::Gauge,
+        "What the regions of the files' groups add to the time of each I/O, as an estimate.",
+        |d| Some(seconds(d.own_io_cost_estimated_ns)),
+    ),
     (
         "regions_created_total",
         Kind::Counter,
         "Regions created; each stopped the device's I/O for a moment.",
         |d| Some(d.creates.to_string()),
+    ),
+    (
+        "regions_created_time_seconds_total",
+        Kind::Counter,
+        "How long creating them took; no I/O waited for longer.",
+        |d| Some(seconds(d.creates_time_ns)),
     ),
     ("up", Kind::Gauge, "Whether the device answers.", |d| {
         Some(u8::from(d.state == DeviceState::Ok).to_string())
@@ -336,6 +354,7 @@ mod tests {
             regions: 2,
             extents: Some(2),
             mapped_bytes: 8192,
+            foreign_bytes: Some(1024),
             unmapped_bytes: Some(512),
             shared_bytes: None,
             last_change_unix_seconds: Some(1_700_000_000),
@@ -366,7 +385,10 @@ mod tests {
             uuid: "LVM-x".into(),
             files: 1,
             regions: 5,
+            own_regions: 3,
+            own_io_cost_estimated_ns: 51,
             creates: 4,
+            creates_time_ns: 20_000_000,
             state: DeviceState::Stuck,
             stuck_seconds: 7.5,
             read_unix_seconds: Some(1_700_000_000.25),
@@ -400,6 +422,10 @@ mod tests {
             "dmfilemap_device_up{device=\"dm-3\"} 0",
             "dmfilemap_device_info{device=\"dm-3\",name=\"vg-srv\",uuid=\"LVM-x\"} 1",
             "dmfilemap_kernel_stats_bytes 65992",
+            "dmfilemap_file_foreign_bytes{file=\"b\",device=\"dm-3\"} 1024",
+            "dmfilemap_device_own_regions{device=\"dm-3\"} 3",
+            "dmfilemap_device_own_io_cost_estimated_seconds{device=\"dm-3\"} 0.000000051",
+            "dmfilemap_device_regions_created_time_seconds_total{device=\"dm-3\"} 0.02",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }

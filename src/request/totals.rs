@@ -123,8 +123,17 @@ pub struct DeviceTotals {
     pub files: u64,
     /// Regions on it, whoever made them, when they were last listed.
     pub regions: u64,
+    /// Members of the groups of these files.
+    #[serde(default)]
+    pub own_regions: u64,
+    /// What these add to the time of each I/O on the device, at [`super::REGION_COST_NS`] a region.
+    #[serde(default)]
+    pub own_io_cost_estimated_ns: u64,
     /// Regions created on it by the service so far, each of which stopped its I/O for a moment.
     pub creates: u64,
+    /// How long all of these took; no I/O waited for longer.
+    #[serde(default)]
+    pub creates_time_ns: u64,
     /// Whether it answers.
     pub state: DeviceState,
     /// How long it has not answered.
@@ -220,6 +229,10 @@ pub struct FileTotals {
     pub extents: Option<u64>,
     /// Bytes that its regions cover, or its extents where that is known.
     pub mapped_bytes: u64,
+    /// Bytes between its extents that its group counts, too, since there are more extents than it
+    /// may have regions. Not known without a service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub foreign_bytes: Option<u64>,
     /// Bytes of the file that are in no extent: holes, and what is not written yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unmapped_bytes: Option<u64>,

@@ -16,7 +16,7 @@ use super::state::StateFile;
 use super::{Answer, Run};
 use crate::counters::Reading;
 use crate::dm::{Device, Label};
-use crate::engine::{self, End, Event, FileId, Look, Report, Spec, Time};
+use crate::engine::{End, Event, FileId, Look, Report, Spec, Time};
 use crate::grid::saved::SavedGrid;
 use crate::group::Mark;
 use crate::home::label;
@@ -28,10 +28,7 @@ use crate::update::{Passage, Passing, Updated};
 /// Between two writings of the ledger, and after a region that had counted was deleted: what it had
 /// counted since the last writing is in that file only.
 pub(super) const SAVE: Duration = Duration::from_secs(60);
-const SAVE_SOON: Duration = Duration::from_secs(5);
-
-/// How long to wait before looking again whether a round of a grid is over.
-const ROUND: Duration = Duration::from_millis(100);
+pub(super) const SAVE_SOON: Duration = Duration::from_secs(5);
 
 /// Share of the time that writing it may take, as one part in so many.
 const SAVE_SHARE: u32 = 50;
@@ -54,8 +51,6 @@ pub(super) struct Books {
     /// Devices whose last reading the end waits for.
     last: Option<Awaited>,
     state: Option<Arc<StateFile>>,
-    /// Where the grids of an earlier service stood, until they are found.
-    pub(super) grids: Vec<SavedGrid>,
     /// When the ledger is to be written, unless there is nothing new.
     save_due: Option<Time>,
     saving: Option<Time>,
@@ -119,20 +114,20 @@ pub(super) fn unix_time() -> Duration {
 }
 
 impl Books {
-    /// With what an earlier service has written down in this folder.
-    pub(super) fn open(folder: Option<&PathBuf>) -> Books {
-        let mut books = Books::default();
-        let Some(folder) = folder else { return books };
+    /// With what an earlier service has written down in this folder; and where its grids stood.
+    pub(super) fn open(folder: Option<&PathBuf>) -> (Books, Vec<SavedGrid>) {
+        let (mut books, mut grids) = (Books::default(), Vec::new());
+        let Some(folder) = folder else { return (books, grids) };
         match StateFile::open(folder) {
             Ok(state) => {
-                (books.ledger, books.grids) = state.read();
+                (books.ledger, grids) = state.read();
                 books.state = Some(Arc::new(state));
             }
             Err(error) => {
                 warn!("{}: {error}; totals begin anew at every start", folder.display());
             }
         }
-        books
+        (books, grids)
     }
 
     /// Whose account that of a file is to be. A group that came with its file has an account of its
@@ -241,17 +236,7 @@ impl Run {
         }
         match news {
             Some(News::Passed(file, passage)) => self.passed(file, &passage),
-            Some(News::Read(pass)) => {
-                let (device, cost) = (pass.device, pass.cost);
-                let reset = self.absorb(pass) > 0;
-                let began = self.engine.read_began(device).unwrap_or(self.now());
-                let more = self.grids.as_ref().is_some_and(|grids| grids.out(device).is_some());
-                if !more {
-                    self.answer_waiting(Some((device, began)));
-                    self.last_read(device, began, events);
-                }
-                return events.push(Event::Read(device, engine::Reading { reset, cost, more }));
-            }
+            Some(News::Read(pass)) => return self.passed_over(pass, events),
             None => {}
         }
         events.push(event);
@@ -272,7 +257,7 @@ impl Run {
     }
 
     /// Takes a reading of a device. Gives how many regions had been set to zero.
-    fn absorb(&mut self, pass: Pass) -> u64 {
+    pub(super) fn absorb(&mut self, pass: Pass) -> u64 {
         let now = self.now();
         let clock = unix_time();
         let Some(books) = &mut self.books else { return 0 };
@@ -407,13 +392,8 @@ impl Run {
     /// Has the ledger written if it is time.
     pub(super) fn save_if_due(&mut self, now: Time) {
         let Some(books) = &mut self.books else { return };
-        if books.saving.is_some() || books.save_due.is_none_or(|due| due > now) {
-            return;
-        }
-        // Accounts and grids are of the same moment between two rounds only.
-        match self.grids.as_ref().is_some_and(Grids::is_any_out) {
-            true => books.save_due = Some(now + ROUND),
-            false => self.save(),
+        if books.saving.is_none() && books.save_due.is_some_and(|due| due <= now) {
+            self.save();
         }
     }
 
@@ -424,7 +404,7 @@ impl Run {
         let Some(state) = books.state.clone() else { return };
         books.ledger.purge(unix_time().saturating_sub(KEEP).as_secs(), KEEP_MAX);
         let ledger = Box::new(books.ledger.clone());
-        let grids = self.grids.as_ref().map(|grids| grids.stands(|device| books.name_of(device)));
+        let grids = self.grids.as_ref().map(Grids::saved);
         books.saving = Some(now);
         self.scout(Errand::Save(state, ledger, grids.unwrap_or_default()));
     }

@@ -5,16 +5,17 @@
 //! main to a thread and back. That may stall for as long as a file is locked by a writer, which is
 //! why it is none of the threads that update groups.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::os::fd::RawFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use log::debug;
+use log::{debug, warn};
 use nix::sys::statfs::statfs;
 
+use super::jobs::processor_time;
 use crate::counters::Counters;
 use crate::dm::{Device, Dm};
 use crate::engine::FileId;
@@ -72,6 +73,10 @@ pub(super) struct Round {
     pub(super) others: Counters,
     /// Regions created.
     pub(super) created: usize,
+    /// The grid was found where an earlier service had written down that it stood.
+    pub(super) restored: bool,
+    /// Processor time that it took.
+    pub(super) cost: Duration,
 }
 
 /// How it is done.
@@ -98,6 +103,10 @@ pub(super) struct Clerk {
     changed: Option<Instant>,
     owners: Owners<u32>,
     members: BTreeMap<FileId, Member>,
+    /// Files that could not be made members yet.
+    unknown: Vec<FileId>,
+    /// What parts of the grid had counted that are gone, until the next reading succeeds.
+    handed_over: Vec<Vec<Counted>>,
     /// Those that are not followed any more, until the next reading is given away.
     leaving: BTreeMap<u32, (FileId, Holder)>,
     numbers: u32,
@@ -122,16 +131,13 @@ struct Member {
 }
 
 impl Clerk {
-    /// A clerk for a device on whose filesystem `path` leads to a file.
+    /// A clerk for a device, whose grid stood there when an earlier service ended.
     pub(super) fn new(
         device: Device,
         dm: Box<dyn Dm + Send>,
         manner: Manner,
         stands: Vec<Stand>,
-        path: &Path,
     ) -> Clerk {
-        #[allow(clippy::useless_conversion)] // the type is not the same everywhere
-        let magic = statfs(path).map_or(0, |stat| i64::from(stat.filesystem_type().0));
         Clerk {
             device,
             dm,
@@ -140,9 +146,11 @@ impl Clerk {
             grid: None,
             change: None,
             changed: None,
-            owners: Owners::new(Filesystem::from_magic(magic) == Filesystem::Ext),
+            owners: Owners::default(),
             members: BTreeMap::new(),
+            unknown: Vec::new(),
             leaving: BTreeMap::new(),
+            handed_over: Vec::new(),
             numbers: 0,
             moved: true,
             read: None,
@@ -162,23 +170,22 @@ impl Clerk {
     /// Reads the grid, and gives away what it has counted since the last round. The first round
     /// finds the grid, or makes one.
     pub(super) fn round(&mut self, files: Vec<Enlisted>, may_change: bool) -> Result<Round, Error> {
+        let start = processor_time();
+        if self.members.is_empty() && self.rounds == 0 {
+            self.owners = Owners::new(files.first().is_some_and(|file| lays_by(&file.path)));
+        }
         let newborn = self.enlist(files);
         let mut round = Round::default();
         if self.grid.is_none() {
-            let Manner { claim, precise, .. } = self.manner;
-            self.grid = Some(Grid::find(&mut *self.dm, self.device, claim, precise, &self.stands)?);
-            self.stands.clear();
-            self.moved = true;
-            self.plan();
+            round.restored = self.find()?;
         }
         let began = SystemTime::now();
-        let mut counted = Vec::new();
         if may_change {
-            counted.push(self.change(&mut round));
+            round.created = self.change();
         }
         let Some(grid) = &mut self.grid else { return Ok(round) };
         match grid.read(&mut *self.dm) {
-            Ok(areas) => counted.push(areas),
+            Ok(areas) => self.handed_over.push(areas),
             Err(error) => {
                 self.grid = self.grid.take().filter(|_| !matches!(error, Error::GridGone));
                 return Err(error);
@@ -187,8 +194,8 @@ impl Clerk {
         self.read = Some(began);
         self.look(&newborn);
         let mut shares = Shares::default();
-        for areas in &counted {
-            self.give(areas, &mut shares);
+        for areas in std::mem::take(&mut self.handed_over) {
+            self.give(&areas, &mut shares);
         }
         self.owners.settle();
         round.others = shares.others;
@@ -197,7 +204,20 @@ impl Clerk {
         round.uncovered = self.uncovered();
         self.plan();
         self.rounds += 1;
+        round.cost = processor_time().saturating_sub(start);
         Ok(round)
+    }
+
+    /// Finds the grid. Gives whether it goes on from where it stood before.
+    fn find(&mut self) -> Result<bool, Error> {
+        let Manner { claim, precise, .. } = self.manner;
+        let grid = Grid::find(&mut *self.dm, self.device, claim, precise, &self.stands)?;
+        self.stands.clear();
+        let restored = grid.stands().iter().any(|stand| !stand.areas.is_empty());
+        self.grid = Some(grid);
+        self.moved = true;
+        self.plan();
+        Ok(restored)
     }
 
     /// What the grid is like now.
@@ -214,20 +234,26 @@ impl Clerk {
         };
     }
 
-    /// Takes the grid off the device.
-    pub(super) fn retire(mut self) {
+    /// Takes the grid off the device. Gives what it had counted.
+    pub(super) fn retire(mut self) -> Round {
+        let last = match self.grid.is_some() {
+            true => self.round(Vec::new(), false).unwrap_or_default(),
+            false => Round::default(),
+        };
         if let Some(grid) = self.grid.take() {
             if let Err(error) = grid.remove(&mut *self.dm) {
                 debug!("{}: taking the grid away: {error}", self.device);
             }
         }
+        last
     }
 
     /// Takes note of who came and went. Gives those whose files are younger than the last reading:
     /// all they have was written since.
-    fn enlist(&mut self, files: Vec<Enlisted>) -> Vec<FileId> {
+    fn enlist(&mut self, files: Vec<Enlisted>) -> HashSet<FileId> {
         let mut before = std::mem::take(&mut self.members);
-        let mut newborn = Vec::new();
+        let mut newborn = HashSet::new();
+        self.unknown.clear();
         for Enlisted { file, holder, path, by } in files {
             let same = |member: &Member| member.holder == holder && member.reach.path == path;
             let mut known = before.remove(&file);
@@ -239,10 +265,13 @@ impl Clerk {
             if let Some(other) = known {
                 self.part_with(file, other);
             }
-            let Some(by) = by else { continue };
+            let Some(by) = by else {
+                self.unknown.push(file);
+                continue;
+            };
             let mut member = self.member(holder, path, by);
             if self.is_newborn(&member.reach.path) {
-                newborn.push(file);
+                newborn.insert(file);
             } else if let Some((extents, blank)) = member.look(&mut self.pages) {
                 self.owners.add(member.number, extents, blank);
             }
@@ -274,21 +303,21 @@ impl Clerk {
         self.read.is_some_and(|read| born.is_ok_and(|born| born >= read))
     }
 
-    /// Changes the grid, if that is due. Gives what the part of it that is gone had counted.
-    fn change(&mut self, round: &mut Round) -> Vec<Counted> {
+    /// Changes the grid, if that is due. Gives how many regions it has created.
+    fn change(&mut self) -> usize {
         let rested = self.changed.is_none_or(|changed| changed.elapsed() >= REST);
-        let (Some(grid), true) = (&mut self.grid, rested) else { return Vec::new() };
-        let Some(change) = self.change.take() else { return Vec::new() };
+        let (Some(grid), true) = (&mut self.grid, rested) else { return 0 };
+        let Some(change) = self.change.take() else { return 0 };
         self.changed = Some(Instant::now());
         self.moved = true;
         match grid.change(&mut *self.dm, &change, random()) {
             Ok(changed) => {
-                round.created = changed.created;
-                changed.counted
+                self.handed_over.push(changed.counted);
+                changed.created
             }
             Err(error) => {
-                debug!("{}: changing the grid: {error}", self.device);
-                Vec::new()
+                warn!("{}: the grid stays as it is: {error}", self.device);
+                0
             }
         }
     }
@@ -304,7 +333,7 @@ impl Clerk {
     }
 
     /// Looks where the files are now.
-    fn look(&mut self, newborn: &[FileId]) {
+    fn look(&mut self, newborn: &HashSet<FileId>) {
         let Manner { settle, full_look, .. } = self.manner;
         for (file, member) in &mut self.members {
             let due = newborn.contains(file)
@@ -376,15 +405,23 @@ impl Clerk {
             let map = maps.get(&member.number);
             !taken.is_empty() && map.is_some_and(|map| map.without(&taken).is_empty())
         };
-        self.members.iter().filter(|(_, of)| !covered(of)).map(|(file, _)| *file).collect()
+        let members = self.members.iter().filter(|(_, of)| !covered(of)).map(|(file, _)| *file);
+        members.chain(self.unknown.iter().copied()).collect()
     }
+}
+
+/// Whether the filesystem lays by sectors for files that grow: see [`Owners::new`].
+fn lays_by(path: &Path) -> bool {
+    #[allow(clippy::useless_conversion)] // the type is not the same everywhere
+    let magic = statfs(path).map_or(0, |stat| i64::from(stat.filesystem_type().0));
+    Filesystem::from_magic(magic) == Filesystem::Ext
 }
 
 impl Member {
     /// The file's extents and what of them is blank; nothing if they cannot be had.
     fn look(&mut self, pages: &mut Pages) -> Option<(Extents, Extents)> {
         self.mapped = Instant::now();
-        let mut sight = sample::look(&mut self.reach, self.stamp, false, pages);
+        let mut sight = sample::look(&mut self.reach, self.stamp, None, false, pages);
         if matches!(sight, Sight::Absent { .. }) && self.reach.mode == Mode::Inode {
             sight = self.look_by_descriptor(pages).unwrap_or(sight);
         }
@@ -399,7 +436,7 @@ impl Member {
                 self.stamp = None;
                 Some(<(Extents, Extents)>::default())
             }
-            Sight::Same | Sight::Changed | Sight::Unmounted | Sight::Failed(_) => None,
+            Sight::Same | Sight::Changed(_) | Sight::Unmounted | Sight::Failed(_) => None,
         }
     }
 
@@ -409,6 +446,6 @@ impl Member {
         let path = format!("/proc/self/fd/{}", self.descriptor?);
         let Reach { mode, identity, mount, .. } = self.reach;
         let mut reach = Reach { mode, path: Path::new(&path).into(), identity, open: None, mount };
-        Some(sample::look(&mut reach, None, false, pages))
+        Some(sample::look(&mut reach, None, None, false, pages))
     }
 }

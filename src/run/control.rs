@@ -18,7 +18,7 @@ use super::books::unix_time;
 use super::scan::{By, Finding, Fresh, Key, Wanted};
 use super::service::Read;
 use super::trail::{Client, Counter};
-use super::{Answer, Entry, Run};
+use super::{Answer, Run};
 use crate::config::{Terms, Touch, device_towards};
 use crate::dm::{Device, Dm, Label};
 use crate::engine::{self, End, Event, FileId, Report, State};
@@ -29,11 +29,12 @@ use crate::message::RegionId;
 use crate::mode::Mode;
 use crate::place::{self, Place};
 use crate::request::{
-    DeviceState, DeviceStatus, FilePath, FileStatus, Follow, Reply, Request, ServiceStatus, Status,
-    Totals,
+    DeviceState, DeviceStatus, FilePath, FileStatus, Follow, REGION_COST_NS, Reply, Request,
+    ServiceStatus, Status, Totals,
 };
 use crate::sample;
 use crate::socket::{self, Peer, Release};
+use crate::survey::kernel_stats_bytes;
 use crate::update;
 
 /// How long a client waits for main before it is told that the service is busy.
@@ -224,8 +225,12 @@ pub(super) fn fresh(
         None => Key::new(terms.mode, path, place.device, place.inode),
     };
     let template = terms.template(Vec::new());
-    let entry = entry(open, path, terms.mode, place, group, template, terms.pace());
-    Fresh { key, terms, by, entry: Entry { home: Home::of(place.device), ..entry } }
+    let mut entry = entry(open, path, terms.mode, place, group, template, terms.pace());
+    entry.home = Home::of(place.device);
+    if group.is_none() {
+        entry.spec.limits = terms.limits; // lvm2's command line knows none
+    }
+    Fresh { key, terms, by, entry }
 }
 
 impl Run {
@@ -359,6 +364,7 @@ impl Run {
             uptime_seconds: now.since_start().as_secs_f64(),
             files: self.engine.len() as u64,
             lag_seconds: lag.map(|file| file.lag).max().unwrap_or_default().as_secs_f64(),
+            kernel_stats_bytes: kernel_stats_bytes(),
             config_error: self.service.as_ref().and_then(|service| service.config_error.clone()),
         }
     }
@@ -367,6 +373,7 @@ impl Run {
 impl Run {
     pub(super) fn device_status(&self, status: &engine::DeviceStatus) -> DeviceStatus {
         let label = home::label(status.device);
+        let toll = self.pacer.toll(status.device);
         let stuck = self.pulse.stuck(status.device, Instant::now());
         let state = match (&label, stuck) {
             (None, _) if Path::new("/sys/block").exists() => DeviceState::Gone,
@@ -382,7 +389,11 @@ impl Run {
             uuid: text(&uuid),
             files: status.files as u64,
             state,
-            creates: status.creates,
+            regions: status.regions,
+            own_regions: status.own_regions,
+            own_io_cost_estimated_ns: status.own_regions * REGION_COST_NS,
+            creates: toll.creates,
+            creates_time_ns: nanoseconds(toll.stalled),
             stuck_seconds: stuck.unwrap_or_default().as_secs_f64(),
         }
     }
@@ -403,6 +414,10 @@ pub(super) fn not_followed(path: &Path) -> Reply {
     Reply::Error(format!("{} is not followed; status shows what is", path.display()))
 }
 
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
 fn file_status(
     path: &Path,
     status: &engine::FileStatus<'_>,
@@ -418,8 +433,10 @@ fn file_status(
         device_name,
         group: status.group.map(|group| group.0),
         regions: status.regions,
+        max_regions: status.max_regions,
         extents: status.extents,
         mapped_bytes,
+        foreign_bytes: status.foreign_sectors * SECTOR_BYTES,
         unmapped_bytes: status.size.unwrap_or(0).saturating_sub(mapped_bytes),
         state: status.state.as_str().to_owned(),
         last_change_unix_seconds,
@@ -442,6 +459,8 @@ fn bare_status(path: &Path, mode: Mode, state: &str, why: &str) -> FileStatus {
         sectors: 0,
         shared_sectors: 0,
         inode: None,
+        foreign_sectors: 0,
+        max_regions: 0,
         size: None,
         state: State::New,
         changed: None,

@@ -1,23 +1,22 @@
-//! The grids of the devices, as main sees them: who counts, and which accounts are on the grid.
+//! The grids of the devices, as main sees them: who counts, and what is still to come.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::Sender;
 use log::{info, warn};
 
-use super::books::{PATIENCE, SAVE, unix_time};
+use super::books::PATIENCE;
 use super::clerk::{By, Clerk, Enlisted, Manner, Round};
 use super::crew::Crew;
+use super::jobs::Pass;
 use super::{Answer, File, Outcome, Run};
 use crate::dm::{Device, Dm};
-use crate::engine::{Event, FileId, State, Time};
+use crate::engine::{Event, FileId, Reading, Time};
 use crate::grid::plan::Limits;
 use crate::grid::saved::SavedGrid;
-use crate::ledger::Holder;
 use crate::request::GridTotals;
 use crate::sample::Reach;
 use crate::update::Error;
@@ -35,18 +34,23 @@ const REGIONS_MAX: usize = 8;
 /// Sectors of the smallest area: 16 KiB. What is written at once is seldom smaller.
 const FINEST: u64 = 32;
 
+/// How long the regions' part of a reading waits for the grid's. A file may be locked by a writer
+/// for longer than that; then regions count.
+const ROUND_MAX: Duration = Duration::from_secs(5);
+
 /// For a thread of the grids.
 pub(super) enum Job {
     /// For these files. Whether the grid may be changed for them, says the flag.
     Round(Box<Clerk>, Vec<Enlisted>, bool),
     /// No file is followed on its device any more.
-    Retire(Box<Clerk>, Sender<()>),
+    Retire(Box<Clerk>),
 }
 
-/// What came of a round.
-pub(super) struct Counted {
-    clerk: Box<Clerk>,
-    outcome: Result<Round, Error>,
+/// What came of a job.
+pub(super) enum Counted {
+    Round(Box<Clerk>, Result<Round, Error>),
+    /// What was counted when the grid was taken off its device.
+    Last(Device, Round),
 }
 
 /// All grids.
@@ -55,9 +59,9 @@ pub(super) struct Grids {
     open: Open,
     manner: Manner,
     slots: HashMap<Device, Slot>,
-    /// Of grids that are being taken off their devices.
-    goodbyes: Vec<Receiver<()>>,
-    /// Where the grids stood when an earlier service ended.
+    /// Devices whose grid is being taken off.
+    leaving: HashSet<Device>,
+    /// Where the grids stood when an earlier service ended, until they are found.
     saved: Vec<SavedGrid>,
 }
 
@@ -66,25 +70,33 @@ type Open = Box<dyn Fn() -> io::Result<Box<dyn Dm + Send>>>;
 /// The grid of a device.
 #[derive(Default)]
 struct Slot {
-    /// Away in a round.
+    /// Nobody, before the first round and while it is away.
     clerk: Option<Box<Clerk>>,
-    /// When the round was begun that is under way.
-    out: Option<Time>,
-    /// Where it stood before is known, so that accounts may go on.
-    resumes: bool,
+    away: bool,
+    interval: Option<Interval>,
     /// Somebody else has it now.
     given_up: bool,
+    /// Where it stood after the last round: at the same moment as the accounts.
+    saved: Option<SavedGrid>,
     totals: GridTotals,
 }
 
-/// Whether a file's counters come from the grid.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum OnGrid {
+/// What was counted since the last reading: by regions, and by the grid. Which of it is an
+/// account's can be told when both are known.
+pub(super) struct Interval {
+    pub(super) began: Time,
+    /// That the grid stood somewhere was taken as known.
+    pub(super) resumes: bool,
+    pub(super) pass: Option<Pass>,
+    round: Back,
+}
+
+#[derive(Default)]
+enum Back {
     #[default]
-    No,
-    /// From the end of the round on that is under way: what it gives is counted by regions.
-    Soon,
-    Yes,
+    NotYet,
+    Failed,
+    Done(Round),
 }
 
 impl Grids {
@@ -99,82 +111,172 @@ impl Grids {
             Ok(move |job| match job {
                 Job::Round(mut clerk, files, may_change) => {
                     let outcome = clerk.round(files, may_change);
-                    inbox.send(Answer::Counted(Counted { clerk, outcome })).ok(); // the end is near
+                    // Nobody there: the process is about to end.
+                    inbox.send(Answer::Counted(Counted::Round(clerk, outcome))).ok();
                 }
-                Job::Retire(clerk, done) => {
-                    clerk.retire();
-                    done.send(()).ok(); // nobody need wait for it
+                Job::Retire(clerk) => {
+                    let (device, last) = (clerk.device(), clerk.retire());
+                    inbox.send(Answer::Counted(Counted::Last(device, last))).ok(); // likewise
                 }
             })
         })?;
         let open: Open = Box::new(move || Ok(Box::new(open()?)));
-        Ok(Grids { crew, open, manner, slots: HashMap::new(), goodbyes: Vec::new(), saved })
+        let (slots, leaving) = (HashMap::new(), HashSet::new());
+        Ok(Grids { crew, open, manner, slots, leaving, saved })
     }
 
-    /// When the round was begun that is under way on this device.
-    pub(super) fn out(&self, device: Device) -> Option<Time> {
-        self.slots.get(&device)?.out
+    /// When something is to be done without an event.
+    pub(super) fn next_due(&self) -> Option<Time> {
+        let waits = |slot: &Slot| {
+            let interval = slot.interval.as_ref().filter(|interval| interval.pass.is_some())?;
+            Some(interval.began + ROUND_MAX)
+        };
+        self.slots.values().filter_map(waits).min()
+    }
+
+    fn interval(&mut self, device: Device) -> Option<&mut Interval> {
+        self.slots.get_mut(&device)?.interval.as_mut()
     }
 
     pub(super) fn totals(&self, device: Device) -> Option<&GridTotals> {
         self.slots.get(&device).map(|slot| &slot.totals)
     }
 
-    /// Where they stand; nothing of those that are in a round.
-    pub(super) fn stands(&self, name: impl Fn(Device) -> Arc<str>) -> Vec<SavedGrid> {
-        let clerks = self.slots.values().filter_map(|slot| slot.clerk.as_deref());
-        let saved = |clerk: &Clerk| {
-            let stands = clerk.grid()?.stands();
-            Some(SavedGrid::new(&name(clerk.device()), &stands))
-        };
-        clerks.filter_map(saved).collect()
+    /// Where they stood after their last rounds.
+    pub(super) fn saved(&self) -> Vec<SavedGrid> {
+        self.slots.values().filter_map(|slot| slot.saved.clone()).collect()
     }
 
-    pub(super) fn is_any_out(&self) -> bool {
-        self.slots.values().any(|slot| slot.out.is_some())
+    /// A clerk for a device, and whether it is known where its grid stood.
+    fn employ(&mut self, device: Device, name: &str) -> io::Result<(Box<Clerk>, bool)> {
+        let dm = (self.open)()?;
+        let at = self.saved.iter().position(|saved| &*saved.device == name);
+        let stands = at.map(|at| self.saved.swap_remove(at).stands()).unwrap_or_default();
+        let resumes = !stands.is_empty();
+        Ok((Box::new(Clerk::new(device, dm, self.manner, stands)), resumes))
     }
 }
 
 impl Run {
     /// Begins a round on a device that is being read.
     pub(super) fn begin_round(&mut self, device: Device) {
-        if self.grids.as_ref().is_none_or(|grids| grids.out(device).is_some()) {
-            return;
-        }
-        let enlisted = self.enlist(device);
+        let enlisted = if self.grids.is_some() { self.enlist(device) } else { return };
         let (now, ends) = (self.now(), self.outcome == Outcome::Stopped);
-        let Some(grids) = &mut self.grids else { return };
+        let (Some(grids), Some(books)) = (&mut self.grids, &self.books) else { return };
+        let leaving = grids.leaving.contains(&device);
         let slot = grids.slots.entry(device).or_default();
-        if ends && slot.clerk.is_none() {
-            return; // it would make a grid, for nothing
+        if slot.away || leaving || ends && slot.clerk.is_none() {
+            return; // at the end it would make a grid, for nothing
         }
         if slot.given_up || enlisted.is_empty() || enlisted.len() > FILES_MAX {
-            grids.goodbyes.extend(slot.retire(&grids.crew));
+            grids.leaving.extend(slot.retire(&grids.crew));
             return self.leave_grid(device);
         }
-        let clerk = match slot.clerk.take() {
-            Some(clerk) => clerk,
-            None => match (grids.open)() {
-                Ok(dm) => {
-                    let name = self.books.as_ref().map(|books| books.name_of(device));
-                    let saved =
-                        grids.saved.iter().find(|saved| Some(&*saved.device) == name.as_deref());
-                    let stands = saved.map(SavedGrid::stands).unwrap_or_default();
-                    slot.resumes = !stands.is_empty();
-                    let path = &enlisted[0].path;
-                    Box::new(Clerk::new(device, dm, grids.manner, stands, path))
-                }
-                Err(error) => {
-                    slot.totals.error = Some(error.to_string());
-                    return;
-                }
-            },
+        let employed = match slot.clerk.take() {
+            Some(clerk) => Ok((clerk, false)),
+            None => grids.employ(device, &books.name_of(device)),
         };
-        slot.out = Some(now);
-        let resumes = slot.resumes;
+        let Some(slot) = grids.slots.get_mut(&device) else { return };
+        let (clerk, resumes) = match employed {
+            Ok(employed) => employed,
+            Err(error) => {
+                slot.fails(device, &error.to_string());
+                return self.leave_grid(device);
+            }
+        };
+        slot.away = true;
+        slot.interval = Some(Interval { began: now, resumes, pass: None, round: Back::NotYet });
         let holders = enlisted.iter().map(|one| (one.file, one.holder.clone())).collect();
         super::give(&grids.crew, Job::Round(clerk, enlisted, !ends));
         self.join(holders, resumes);
+    }
+
+    /// The regions' part of a reading is here.
+    pub(super) fn passed_over(&mut self, pass: Pass, events: &mut Vec<Event>) {
+        let (device, cost) = (pass.device, pass.cost);
+        let interval = self.grids.as_mut().and_then(|grids| grids.interval(device));
+        let Some(interval) = interval else {
+            let began = self.engine.read_began(device).unwrap_or(self.now());
+            let reset = self.absorb(pass) > 0;
+            self.read_is_complete(device, began, events);
+            return events.push(Event::Read(device, Reading { reset, cost, more: false }));
+        };
+        interval.pass = Some(pass);
+        let reading = match self.close_interval(device, events) {
+            Some(reading) => reading,
+            None => Reading { reset: false, cost, more: true },
+        };
+        events.push(Event::Read(device, reading));
+    }
+
+    /// A round is over.
+    pub(super) fn counted(&mut self, counted: Counted, events: &mut Vec<Event>) {
+        let (clerk, outcome) = match counted {
+            Counted::Round(clerk, outcome) => (clerk, outcome),
+            Counted::Last(device, round) => return self.parted(device, &round),
+        };
+        let device = clerk.device();
+        let name = self.books.as_ref().map(|books| books.name_of(device)).unwrap_or_default();
+        let slot = self.grids.as_mut().and_then(|grids| grids.slots.get_mut(&device));
+        let Some(slot) = slot else { return };
+        slot.away = false;
+        slot.take_note(clerk, outcome.as_ref(), &name);
+        if let Some(interval) = &mut slot.interval {
+            interval.round = outcome.map_or(Back::Failed, Back::Done);
+        }
+        if let Some(reading) = self.close_interval(device, events) {
+            events.push(Event::Settled(device, reading));
+        }
+        self.retire_grids();
+    }
+
+    fn parted(&mut self, device: Device, last: &Round) {
+        if let Some(grids) = &mut self.grids {
+            grids.leaving.remove(&device);
+        }
+        self.share(last, &HashSet::new());
+    }
+
+    /// Has regions count where a round takes long. What it gives then is nobody's.
+    pub(super) fn abandon_rounds(&mut self, now: Time, events: &mut Vec<Event>) {
+        let Some(grids) = &mut self.grids else { return };
+        let mut late = Vec::new();
+        for (device, slot) in &mut grids.slots {
+            let Some(interval) = &mut slot.interval else { continue };
+            if interval.pass.is_some() && interval.began + ROUND_MAX <= now {
+                interval.round = Back::Failed;
+                late.push(*device);
+            }
+        }
+        for device in late {
+            if let Some(slot) = grids_slot(&mut self.grids, device) {
+                slot.fails(device, "a file cannot be looked at for long");
+            }
+            let reading = self.close_interval(device, events);
+            events.extend(reading.map(|reading| Event::Settled(device, reading)));
+        }
+    }
+
+    /// Gives to the accounts what was counted, when both parts of it are here. Gives what the
+    /// reading was like.
+    fn close_interval(&mut self, device: Device, events: &mut Vec<Event>) -> Option<Reading> {
+        let slot = grids_slot(&mut self.grids, device)?;
+        let complete = |interval: &mut Interval| {
+            interval.pass.is_some() && !matches!(interval.round, Back::NotYet)
+        };
+        let Interval { began, resumes, pass, round } = slot.interval.take_if(complete)?;
+        let round = match round {
+            Back::Done(round) => Some(round),
+            Back::Failed | Back::NotYet => None,
+        };
+        let reading = self.settle(device, pass?, round.as_ref(), resumes);
+        self.read_is_complete(device, began, events);
+        Some(reading)
+    }
+
+    fn read_is_complete(&mut self, device: Device, began: Time, events: &mut Vec<Event>) {
+        self.answer_waiting(Some((device, began)));
+        self.last_read(device, began, events);
     }
 
     fn enlist(&self, device: Device) -> Vec<Enlisted> {
@@ -192,122 +294,20 @@ impl Run {
         self.followed().filter(on_device).filter_map(enlisted).collect()
     }
 
-    /// Has accounts come to the grid. One of which nothing was counted, by regions or before, comes
-    /// at once: what its file has written so far is no region's.
-    fn join(&mut self, holders: Vec<(FileId, Holder)>, resumes: bool) {
-        let (now, unix) = (self.now(), unix_time().as_secs());
-        for (file, holder) in holders {
-            if self.files[file.index()].on_grid != OnGrid::No {
-                continue;
-            }
-            let Some(books) = &mut self.books else { return };
-            let account = books.ledger.account(&holder);
-            let goes_on = resumes && account.is_some_and(|account| account.on_grid);
-            let status = self.engine.file_status(now, file);
-            if !goes_on && status.is_none_or(|status| status.state == State::New) {
-                continue; // it may have a group that has counted
-            }
-            let is_new = self.files[file.index()].made
-                || status.is_some_and(|status| status.group.is_none());
-            let has_nothing = account.is_none_or(|account| account.counters.is_zero());
-            let at_once = goes_on || is_new && has_nothing;
-            self.files[file.index()].on_grid = if at_once { OnGrid::Yes } else { OnGrid::Soon };
-            books.ledger.set_on_grid(&holder, at_once, unix);
-        }
-    }
-
-    /// A round is over.
-    pub(super) fn counted(&mut self, counted: Counted, events: &mut Vec<Event>) {
-        let Counted { clerk, outcome } = counted;
-        let device = clerk.device();
-        let failed = outcome.is_err();
-        let Some(grids) = &mut self.grids else { return };
-        let Some(slot) = grids.slots.get_mut(&device) else { return };
-        let began = slot.out.take().unwrap_or(Time::ZERO);
-        slot.take_note(&clerk, outcome.as_ref());
-        if !slot.given_up {
-            slot.clerk = Some(clerk);
-        }
-        match outcome {
-            Ok(round) => self.share(device, &round),
-            Err(_) => self.leave_grid(device),
-        }
-        if failed {
-            if let Some(books) = &mut self.books {
-                books.errors.readings += 1;
-            }
-        }
-        if self.engine.is_settling(device) {
-            self.answer_waiting(Some((device, began)));
-            self.last_read(device, began, events);
-        }
-        events.push(Event::Settled(device));
-        self.retire_grids();
-    }
-
-    fn share(&mut self, device: Device, round: &Round) {
-        let (due, now) = (self.now() + SAVE, unix_time().as_secs());
-        let Some(books) = &mut self.books else { return };
-        for (file, holder, share) in &round.shares {
-            // The number may be another file's by now; then it is what the one before had left.
-            let same = self.files[file.index()].holder.as_ref() == Some(holder);
-            let on_grid = match same {
-                true => self.files[file.index()].on_grid == OnGrid::Yes,
-                false => books.ledger.account(holder).is_some_and(|account| account.on_grid),
-            };
-            if on_grid {
-                books.ledger.share(holder, share, now);
-            }
-        }
-        let uncovered: HashSet<FileId> = round.uncovered.iter().copied().collect();
-        for file in (0..).map(FileId).take(self.files.len()) {
-            let followed = &mut self.files[file.index()];
-            if followed.on_grid == OnGrid::No || self.engine.device(file) != Some(device) {
-                continue;
-            }
-            let covered = !uncovered.contains(&file);
-            followed.on_grid = if covered { OnGrid::Yes } else { OnGrid::No };
-            if let Some(holder) = &followed.holder {
-                books.ledger.set_on_grid(holder, covered, now);
-            }
-        }
-        books.save_by(due);
-    }
-
-    /// Nothing of this device is counted by a grid from here on.
-    fn leave_grid(&mut self, device: Device) {
-        let now = unix_time().as_secs();
-        for file in (0..).map(FileId).take(self.files.len()) {
-            if self.engine.device(file) != Some(device) {
-                continue;
-            }
-            let followed = &mut self.files[file.index()];
-            if std::mem::take(&mut followed.on_grid) == OnGrid::No {
-                continue;
-            }
-            if let (Some(books), Some(holder)) = (&mut self.books, &followed.holder) {
-                books.ledger.set_on_grid(holder, false, now);
-            }
-        }
-    }
-
     /// Nothing is done any more. Grids that have to go are gone soon.
     pub(super) fn end_grids(&mut self) {
         let until = Instant::now() + PATIENCE;
-        let goes = |run: &Run| {
-            let grids = run.grids.as_ref()?;
-            grids.slots.iter().find(|(device, _)| run.engine.files_on(**device) == 0).map(|_| ())
-        };
-        while goes(self).is_some() {
+        loop {
+            let Some(grids) = &self.grids else { return };
+            let empty = |device: &Device| self.engine.files_on(*device) == 0;
+            let waits = grids.slots.iter().any(|(device, slot)| slot.away && empty(device));
+            if !waits && grids.leaving.is_empty() {
+                return;
+            }
             match self.inbox.recv_deadline(until) {
                 Ok(Answer::Counted(counted)) => self.counted(counted, &mut Vec::new()),
                 Ok(_) => {}
-                Err(_) => break,
-            }
-        }
-        if let Some(grids) = &mut self.grids {
-            for goodbye in grids.goodbyes.drain(..) {
-                goodbye.recv_deadline(until).ok();
+                Err(_) => return,
             }
         }
     }
@@ -315,31 +315,38 @@ impl Run {
     /// The grids of devices on which no file is followed any more go.
     pub(super) fn retire_grids(&mut self) {
         let Some(grids) = &mut self.grids else { return };
-        let (crew, goodbyes) = (&grids.crew, &mut grids.goodbyes);
+        let (crew, leaving) = (&grids.crew, &mut grids.leaving);
         grids.slots.retain(|device, slot| {
-            let ends = slot.out.is_none() && self.engine.files_on(*device) == 0;
+            let ends = !slot.away && self.engine.files_on(*device) == 0;
             if ends {
-                goodbyes.extend(slot.retire(crew));
+                leaving.extend(slot.retire(crew));
             }
             !ends
         });
     }
 }
 
+fn grids_slot(grids: &mut Option<Grids>, device: Device) -> Option<&mut Slot> {
+    grids.as_mut()?.slots.get_mut(&device)
+}
+
 impl Slot {
-    /// Has the grid taken off the device. Gives where that will be heard of.
-    fn retire(&mut self, crew: &Crew<Job>) -> Option<Receiver<()>> {
-        let (done, goodbye) = bounded(1);
-        super::give(crew, Job::Retire(self.clerk.take()?, done));
+    /// Has the grid taken off the device. Gives that, if there is one.
+    fn retire(&mut self, crew: &Crew<Job>) -> Option<Device> {
+        self.saved = None;
         self.totals = GridTotals::default();
-        Some(goodbye)
+        let clerk = self.clerk.take()?;
+        let device = clerk.device();
+        super::give(crew, Job::Retire(clerk));
+        Some(device)
     }
 
-    fn take_note(&mut self, clerk: &Clerk, outcome: Result<&Round, &Error>) {
+    fn take_note(&mut self, clerk: Box<Clerk>, outcome: Result<&Round, &Error>, name: &str) {
         clerk.describe(&mut self.totals);
         let device = clerk.device();
         match outcome {
             Ok(round) => {
+                self.saved = clerk.grid().map(|grid| SavedGrid::new(name, &grid.stands()));
                 self.totals.creates += round.created as u64;
                 self.totals.others += &round.others;
                 if round.created > 0 {
@@ -352,13 +359,20 @@ impl Slot {
             }
             Err(error) => {
                 self.given_up = matches!(error, Error::GridTakenOver);
-                let text = error.to_string();
-                if self.totals.error.as_ref() != Some(&text) {
-                    warn!("{device}: the grid cannot be read: {text}; regions count meanwhile");
-                }
-                self.totals.error = Some(text);
+                self.fails(device, &error.to_string());
             }
         }
+        if !self.given_up {
+            self.clerk = Some(clerk);
+        }
+    }
+
+    /// Says why the grid cannot be read, once.
+    fn fails(&mut self, device: Device, why: &str) {
+        if self.totals.error.as_deref() != Some(why) {
+            warn!("{device}: the grid cannot be read: {why}; regions count meanwhile");
+        }
+        self.totals.error = Some(why.to_owned());
     }
 }
 

@@ -8,26 +8,27 @@ use crossbeam_channel::Sender;
 use log::debug;
 use nix::time::{ClockId, clock_gettime};
 
-use super::Answer;
 use super::closing::Files;
 use super::pulse::{Heard, Pulse};
 use super::tidy::Tidy;
+use super::{Answer, Reserved};
 use crate::counters::Reading;
 use crate::dm::{Device, Dm, Known};
-use crate::engine::{self, Batch, Event, FileId};
+use crate::engine::{self, Batch, Event, FileId, Sweep};
 use crate::extent::Extents;
 use crate::group::Mark;
 use crate::home::{Home, sysfs};
 use crate::kernel::fiemap::Pages;
 use crate::mounts::Lists;
 use crate::sample::{self, Reach};
+use crate::shape::{Limits, Want};
 use crate::sight::Sight;
 use crate::update::{self, Group, Passage, Tally, Template};
 
 /// For a sampler.
 pub(super) enum Sample {
     /// Look at the files, which are reached by these, in the same order.
-    Look { batch: Batch, reaches: Vec<Reach>, keep: bool },
+    Look { batch: Batch, reaches: Vec<Reach>, keep: bool, reserved: Reserved },
     /// Read the device's write counter.
     Gauge(Device),
     /// Close the files.
@@ -42,7 +43,7 @@ pub(super) enum Order {
         home: Option<Arc<Home>>,
         template: Template,
         mark: Mark,
-        want: Extents,
+        want: Wanted,
     },
     /// Delete the group with a mark of this key, if there is one.
     Clear {
@@ -56,7 +57,7 @@ pub(super) enum Order {
         device: Device,
         home: Option<Arc<Home>>,
         group: Group,
-        want: Extents,
+        want: Wanted,
     },
     Remove {
         file: FileId,
@@ -131,6 +132,15 @@ pub(super) struct Pass {
 /// What a group has counted.
 pub(super) type Counts = (FileId, Group, Tally);
 
+/// What a group is to show, and within which limits.
+pub(super) struct Wanted(pub(super) Extents, pub(super) Limits);
+
+impl Wanted {
+    fn get(&self) -> Want<'_> {
+        Want { extents: &self.0, limits: self.1 }
+    }
+}
+
 /// A sampler: what it does with a job.
 pub(super) fn sampler(
     inbox: Sender<Answer>,
@@ -140,13 +150,13 @@ pub(super) fn sampler(
     let mut pages = Pages::default();
     move |job| {
         let answer = match job {
-            Sample::Look { mut batch, mut reaches, keep } => {
+            Sample::Look { mut batch, mut reaches, keep, reserved } => {
                 let mounts = lists.mounts();
                 let job = pulse.begin(batch.device);
                 for (look, reach) in iter::zip(&mut batch.looks, &mut reaches) {
                     let sight = match batch.maps {
                         _ if reach.is_detached(&mounts) => Sight::Unmounted,
-                        Some(_) => sample::look(reach, look.last, keep, &mut pages),
+                        Some(_) => sample::look(reach, look.last, look.taken(), keep, &mut pages),
                         None => sample::compare(reach, look.last),
                     };
                     if !matches!(sight, Sight::Same) {
@@ -157,7 +167,7 @@ pub(super) fn sampler(
                         job.gets_on();
                     }
                 }
-                Answer::Looked(batch, reaches)
+                Answer::Looked(batch, reaches, reserved)
             }
             Sample::Gauge(device) => {
                 // Files are to be looked at, too, when their filesystem may have been unmounted.
@@ -214,22 +224,22 @@ fn carry_out(dm: &mut impl Dm, claim: u32, order: Order, counting: bool) -> (Eve
     match order {
         Order::Establish { file, device, template, mark, want, .. } if counting => {
             let (passage, updated) =
-                update::establish_counted(dm, device, &template, mark, claim, &want);
+                update::establish_counted(dm, device, &template, mark, claim, want.get());
             (Event::Updated(device, file, updated), passed(file, passage))
         }
         Order::Establish { file, device, template, mark, want, .. } => {
-            let updated = update::establish(dm, device, &template, mark, claim, &want);
+            let updated = update::establish(dm, device, &template, mark, claim, want.get());
             (Event::Updated(device, file, updated), None)
         }
         Order::Clear { file, device, key, .. } => {
             (Event::Updated(device, file, clear(&mut dm, device, key)), None)
         }
         Order::Update { file, device, group, want, .. } if counting => {
-            let (passage, updated) = update::update_counted(dm, device, group, &want);
+            let (passage, updated) = update::update_counted(dm, device, group, want.get());
             (Event::Updated(device, file, updated.map(Some)), passed(file, passage))
         }
         Order::Update { file, device, group, want, .. } => {
-            let updated = update::update(dm, device, group, &want);
+            let updated = update::update(dm, device, group, want.get());
             (Event::Updated(device, file, updated.map(Some)), None)
         }
         Order::Remove { file, device, group, .. } if counting => {
@@ -241,9 +251,11 @@ fn carry_out(dm: &mut impl Dm, claim: u32, order: Order, counting: bool) -> (Eve
         }
         Order::Sweep { device, groups } => {
             let (files, groups): (Vec<FileId>, Vec<Group>) = groups.into_iter().unzip();
-            let standings = update::look(dm, device, &groups);
-            let seen = standings.map(|seen| iter::zip(files, seen).collect());
-            (Event::Swept(device, seen), None)
+            let sweep = update::look(dm, device, &groups).map(|(standings, regions)| {
+                let standings = iter::zip(files, standings).collect();
+                Sweep { standings, regions }
+            });
+            (Event::Swept(device, sweep), None)
         }
         Order::Read { device, groups, before } => {
             let pass = read(&mut dm, device, groups, before.as_deref());
@@ -288,7 +300,7 @@ fn read(
 }
 
 /// What this thread has used so far; nothing if nobody knows.
-fn processor_time() -> Duration {
+pub(super) fn processor_time() -> Duration {
     let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID);
     time.map_or(Duration::ZERO, Duration::from)
 }
@@ -310,9 +322,9 @@ mod tests {
     const MARK: Mark = Mark { key: 7, nonce: 1 };
     const CLAIM: u32 = 1;
 
-    fn home(uuid: &str) -> Option<Arc<Home>> {
+    fn home(uuid: &str) -> Arc<Home> {
         let label = Label { name: b"name".into(), uuid: uuid.into() };
-        Some(Arc::new(Home { device: DEVICE, label }))
+        Arc::new(Home { device: DEVICE, label })
     }
 
     fn listing(memory: &mut Memory) -> Vec<u8> {
@@ -322,12 +334,12 @@ mod tests {
     /// All orders that change something, for a file that lies elsewhere by now.
     fn orders(group: Group, template: &Template, uuid: &str) -> Vec<Order> {
         let (file, device) = (FileId(0), DEVICE);
-        let want: Extents = [Extent::new(64, 8).unwrap()].into_iter().collect();
+        let want = || Wanted([Extent::new(64, 8).unwrap()].into_iter().collect(), Limits::NONE);
         let (template, mark) = (template.clone(), Mark { key: 8, nonce: 2 });
-        let home = || home(uuid);
+        let home = || Some(home(uuid));
         vec![
-            Order::Establish { file, device, home: home(), template, mark, want: want.clone() },
-            Order::Update { file, device, home: home(), group, want },
+            Order::Establish { file, device, home: home(), template, mark, want: want() },
+            Order::Update { file, device, home: home(), group, want: want() },
             Order::Clear { file, device, home: home(), key: MARK.key },
             Order::Remove { file, device, home: home(), group },
         ]
@@ -339,8 +351,8 @@ mod tests {
         memory.add_device(DEVICE, 1 << 20, "name", "LVM-this");
         let (program_id, alias, bounds) = (b"dmstats".into(), b"x".into(), Vec::new());
         let template = Template { program_id, alias, precise: false, bounds };
-        let want: Extents = [Extent::new(0, 8).unwrap()].into_iter().collect();
-        let made = update::establish(&mut memory, DEVICE, &template, MARK, CLAIM, &want);
+        let want = Wanted([Extent::new(0, 8).unwrap()].into_iter().collect(), Limits::NONE);
+        let made = update::establish(&mut memory, DEVICE, &template, MARK, CLAIM, want.get());
         let group = made.unwrap().unwrap().group;
         let before = listing(&mut memory);
         for order in orders(group, &template, "LVM-other") {

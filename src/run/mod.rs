@@ -5,6 +5,7 @@
 //! into main's inbox. Any of them may stall in the kernel for as long as a device or a writer
 //! likes; main never does, and never waits for them: when it is done the process ends.
 
+mod accounts;
 mod added;
 mod away;
 mod books;
@@ -38,25 +39,27 @@ use log::{Level, log, warn};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::dm::{Device, Dm};
 use crate::engine::{Action, Batch, End, Engine, Event, FileId, Report, Settings, Spec, Time};
 use crate::group::Mark;
 use crate::home::Home;
-use crate::kernel::process::{part_with_descriptors, raise_descriptor_limit};
+use crate::kernel::process::{part_with_descriptors, raise_descriptor_limit, share_one_heap};
 use crate::ledger::Holder;
 use crate::mounts::Lists;
+use crate::pace::{self, Paced, Pacer};
 use crate::request::Reply;
 use crate::sample::Reach;
 use crate::socket::{self, Release};
 use crate::update::Template;
+use accounts::OnGrid;
 use books::Books;
 use clerk::Manner;
 use closing::{Closing, Files};
 use control::{Desk, Question};
 use crew::Crew;
-use grids::{Grids, OnGrid};
-use jobs::{Did, Order, Sample};
+use grids::Grids;
+use jobs::{Did, Order, Sample, Wanted};
 use pulse::Pulse;
 use scan::{Errand, Finding};
 pub use service::Read;
@@ -79,6 +82,21 @@ pub struct Entry {
     pub home: Option<Arc<Home>>,
 }
 
+/// How a run treats the devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Manners {
+    /// Percent of a device's time that creates may take.
+    pub create_share: u8,
+    /// Whether the groups that it has made are deleted when a signal says stop.
+    pub remove_on_exit: bool,
+}
+
+impl Default for Manners {
+    fn default() -> Manners {
+        Manners { create_share: pace::SHARE, remove_on_exit: false }
+    }
+}
+
 /// Why a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -88,9 +106,12 @@ pub enum Outcome {
     NothingLeft,
 }
 
+/// Descriptors that the files of a batch have, and may get, while it is away.
+type Reserved = usize;
+
 /// What threads put into main's inbox.
 enum Answer {
-    Looked(Batch, Vec<Reach>),
+    Looked(Batch, Vec<Reach>, Reserved),
     /// So many files of the device have been closed.
     Closed(Device, usize),
     Event(Event),
@@ -105,8 +126,7 @@ enum Answer {
 ///
 /// `open` gives each thread that talks to the device-mapper one of its own, of which all lead to
 /// the same regions. `claim` is what says that this process speaks for the groups. `ready` is
-/// called once everything that may fail has been done. With `remove_on_exit` the groups that were
-/// made meanwhile are deleted when a signal says stop.
+/// called once everything that may fail has been done.
 ///
 /// # Errors
 ///
@@ -116,11 +136,11 @@ pub fn run<D: Dm + Send + 'static>(
     claim: u32,
     entries: Vec<Entry>,
     settings: Settings,
-    remove_on_exit: bool,
+    manners: Manners,
     ready: impl FnOnce(),
 ) -> io::Result<Outcome> {
-    let mut run = Run::start(open, claim, settings, None)?;
-    run.remove_on_exit = remove_on_exit;
+    let mut run = Run::start(open, claim, settings, Pacer::new(manners.create_share), None)?;
+    run.remove_on_exit = manners.remove_on_exit;
     run.wait_for_signals(&[SIGTERM, SIGINT])?;
     for entry in entries {
         run.follow(entry, None);
@@ -145,6 +165,7 @@ pub fn serve<D: Dm + Send + 'static>(
     settings: Settings,
     ready: impl FnOnce(),
 ) -> io::Result<Outcome> {
+    let pacer = Pacer::new(config.settings.create_share);
     let settings = Settings {
         patient: true,
         full_look: config.settings.full_look,
@@ -152,14 +173,14 @@ pub fn serve<D: Dm + Send + 'static>(
         read_all: config.settings.grid_memory > 0,
         ..settings
     };
-    let mut run = Run::start(open.clone(), claim, settings, Some(Tidy::default()))?;
+    let mut run = Run::start(open.clone(), claim, settings, pacer, Some(Tidy::default()))?;
     run.wait_for_signals(&[SIGTERM, SIGINT, SIGHUP])?;
     let read = Arc::new(read);
     run.employ_scout(read.clone(), open.clone(), claim)?;
     let path = config.settings.socket.clone();
     let exported = config.settings.clone();
     let service = Service::new(config);
-    let open_grids = open.clone();
+    let open_grids = paced(open.clone(), run.pacer.clone());
     let (main, wanted, counter) = (run.sender.clone(), service.shared.clone(), <_>::default());
     let desk = Desk { main, wanted, read, open, claim, counter };
     run.service = Some(service);
@@ -172,7 +193,7 @@ pub fn serve<D: Dm + Send + 'static>(
     let exporter = exporter::start(&exported, &ask)?;
     let server = path.as_ref().map(|path| socket::serve(path, answer)).transpose()?;
     // Only now: another service may have been there.
-    run.open_books(&exported, &settings, claim, open_grids)?;
+    run.open_books(open_grids, claim, &exported, settings)?;
     if let Some(path) = path {
         run.recall(&path);
     }
@@ -195,6 +216,8 @@ struct Run {
     sender: Sender<Answer>,
     samplers: Crew<Sample>,
     ioctls: Crew<Order>,
+    /// Says when the ioctl threads may create a region.
+    pacer: Pacer,
     scouts: Option<Crew<Errand>>,
     service: Option<Service>,
     /// What is counted, if anybody may ask for it.
@@ -214,7 +237,7 @@ struct Run {
     spare: Vec<Vec<Reach>>,
     closing: Closing,
     pulse: Pulse,
-    /// Files that are open, and how many may be.
+    /// Files that are open or may be by now, and how many may be.
     open: usize,
     open_max: usize,
     outcome: Outcome,
@@ -225,7 +248,7 @@ struct File {
     /// Away while a sampler has it, and gone when the file is not followed any more.
     reach: Option<Reach>,
     /// What its group is made from, until there is one.
-    making: Option<Box<(Template, Mark)>>,
+    making: Option<Making>,
     /// The device it was found on.
     home: Option<Arc<Home>>,
     /// Whether its group was made by this process.
@@ -238,7 +261,37 @@ struct File {
     on_grid: OnGrid,
 }
 
+/// What a group is made from. There may be a hundred thousand files that have none yet, and they
+/// take no more memory than they have to.
+enum Making {
+    /// The template that follows from what the service knows, and a mark with the account's key
+    /// and this nonce.
+    Claimed(u32),
+    Told(Box<(Template, Mark)>),
+}
+
 impl File {
+    /// What its group is made from, if it may have to be.
+    fn making(&self) -> Option<(Template, Mark)> {
+        match self.making.as_ref()? {
+            Making::Told(told) => Some((**told).clone()),
+            Making::Claimed(nonce) => {
+                let terms = &self.claimed.as_ref()?.terms;
+                let mark = Mark { key: self.holder.as_ref()?.key, nonce: *nonce };
+                Some((terms.template(self.alias()), mark))
+            }
+        }
+    }
+
+    /// Has it made from these.
+    fn make_from(&mut self, template: Template, mark: Mark) {
+        self.making = Some(Making::Claimed(mark.nonce));
+        let told = (template, mark);
+        if self.making().as_ref() != Some(&told) {
+            self.making = Some(Making::Told(Box::new(told)));
+        }
+    }
+
     /// What its group is called, unless it was called something else before.
     fn alias(&self) -> Vec<u8> {
         self.claimed.as_ref().map(|claimed| claimed.alias(&self.path)).unwrap_or_default()
@@ -248,13 +301,23 @@ impl File {
 /// Descriptors that are not for followed files: ours, and those of threads that open something.
 const DESCRIPTORS_KEPT: usize = 128;
 
+/// What `open` gives, whose regions are created at a pace.
+fn paced<D: Dm>(
+    open: impl Fn() -> io::Result<D>,
+    pacer: Pacer,
+) -> impl Fn() -> io::Result<Paced<D>> {
+    move || Ok(Paced::new(open()?, pacer.clone()))
+}
+
 impl Run {
     fn start<D: Dm + Send + 'static>(
         open: impl Fn() -> io::Result<D> + Send + Sync + 'static,
         claim: u32,
         settings: Settings,
+        pacer: Pacer,
         tidy: Option<Tidy>,
     ) -> io::Result<Run> {
+        share_one_heap(); // before there are threads
         // Unbounded, but a file is in one job at most.
         let (sender, inbox) = unbounded();
         let inbox_of_samplers = sender.clone();
@@ -263,10 +326,14 @@ impl Run {
         let samplers = Crew::new("sampler", move || {
             Ok(jobs::sampler(inbox_of_samplers.clone(), lists.clone(), of_samplers.clone()))
         })?;
-        let (inbox_of_ioctls, of_ioctls) = (sender.clone(), pulse.clone());
-        let counting = settings.read.is_some();
+        let (inbox_of_ioctls, open) = (sender.clone(), paced(open, pacer.clone()));
+        let (counting, of_ioctls) = (settings.read.is_some(), pulse.clone());
+        // Not others: a daemon puts its stdio away only when it is ready, and threads have begun.
+        let serves = tidy.is_some();
         let ioctls = Crew::new("ioctl", move || {
-            part_with_descriptors().ok(); // an older kernel cannot, and nothing depends on it
+            if serves {
+                part_with_descriptors().ok(); // an older kernel cannot, and nothing depends on it
+            }
             let (inbox, pulse) = (inbox_of_ioctls.clone(), of_ioctls.clone());
             Ok(jobs::ioctls(open()?, claim, inbox, tidy.clone(), pulse, counting))
         })?;
@@ -279,6 +346,7 @@ impl Run {
             sender,
             samplers,
             ioctls,
+            pacer,
             scouts: None,
             service: None,
             books: None,
@@ -295,6 +363,31 @@ impl Run {
             open_max: limit.saturating_sub(DESCRIPTORS_KEPT).max(limit / 2),
             outcome: Outcome::NothingLeft,
         })
+    }
+
+    /// Has everything counted that may be asked for.
+    fn open_books<D: Dm + Send + 'static>(
+        &mut self,
+        open: impl Fn() -> io::Result<D> + 'static,
+        claim: u32,
+        config: &config::Settings,
+        settings: Settings,
+    ) -> io::Result<()> {
+        let (mut books, saved) = Books::open(config.state_dir.as_ref());
+        if config.grid_memory > 0 {
+            let manner = Manner {
+                claim,
+                precise: config.precise,
+                limits: grids::limits(config.grid_memory),
+                settle: settings.settle,
+                full_look: settings.full_look,
+            };
+            self.grids = Some(Grids::new(open, manner, saved, self.sender.clone())?);
+        } else {
+            books.ledger.leave_grids();
+        }
+        self.books = Some(books);
+        Ok(())
     }
 
     fn wait_for_signals(&self, wanted: &[i32]) -> io::Result<()> {
@@ -324,30 +417,6 @@ impl Run {
         Ok(())
     }
 
-    /// Goes on counting where an earlier service has ended.
-    fn open_books<D: Dm + Send + 'static>(
-        &mut self,
-        config: &crate::config::Settings,
-        settings: &Settings,
-        claim: u32,
-        open: impl Fn() -> io::Result<D> + Clone + Send + Sync + 'static,
-    ) -> io::Result<()> {
-        let mut books = Books::open(config.state_dir.as_ref());
-        let saved = mem::take(&mut books.grids);
-        self.books = Some(books);
-        if config.grid_memory > 0 {
-            let manner = Manner {
-                claim,
-                precise: config.precise,
-                limits: grids::limits(config.grid_memory),
-                settle: settings.settle,
-                full_look: settings.full_look,
-            };
-            self.grids = Some(Grids::new(open, manner, saved, self.sender.clone())?);
-        }
-        Ok(())
-    }
-
     fn now(&self) -> Time {
         Time::from(self.epoch.elapsed())
     }
@@ -361,9 +430,10 @@ impl Run {
         let path = reach.path.clone();
         let holder = self.open_account(&spec, mark, claimed.as_ref());
         let file = self.engine.follow(self.now(), spec);
-        let making = Some(Box::new((template, mark)));
-        let (reach, made, on_grid) = (Some(reach), false, OnGrid::No);
-        let followed = File { path, reach, making, home, made, claimed, holder, on_grid };
+        let (reach, on_grid) = (Some(reach), OnGrid::No);
+        let mut followed =
+            File { path, reach, making: None, home, made: false, claimed, holder, on_grid };
+        followed.make_from(template, mark);
         if file.index() == self.files.len() {
             if self.files.len() == self.files.capacity() {
                 self.files.reserve_exact(self.files.len() / 8 + 16); // as the engine does
@@ -392,6 +462,7 @@ impl Run {
             self.supervisor.engine_lives(self.now());
             self.look_around(self.now());
             self.save_if_due(self.now());
+            self.abandon_rounds(self.now(), &mut events);
             self.next_events(&mut events);
         }
     }
@@ -402,7 +473,8 @@ impl Run {
             None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
         match answer {
-            Ok(Answer::Looked(batch, reaches)) => {
+            Ok(Answer::Looked(batch, reaches, reserved)) => {
+                self.open -= reserved;
                 self.take_back(&batch, reaches);
                 self.count_failed_looks(&batch.looks);
                 events.push(Event::Looked(batch));
@@ -427,9 +499,10 @@ impl Run {
     fn next_due(&self) -> Option<Time> {
         let service = self.service.as_ref().and_then(Service::next_due);
         let books = self.books.as_ref().and_then(Books::next_due);
+        let grids = self.grids.as_ref().and_then(Grids::next_due);
         let farewell = self.farewell.as_ref().map(|(until, _)| *until);
         let dues = [self.engine.next_due(), service, books, self.supervisor.next_due(), farewell];
-        dues.into_iter().chain([self.ending]).flatten().min()
+        dues.into_iter().chain([self.ending, grids]).flatten().min()
     }
 
     fn timed_out(&mut self, events: &mut Vec<Event>) {
@@ -459,34 +532,39 @@ impl Run {
         self.spare.push(reaches);
     }
 
+    fn hand_out(&mut self, batch: Batch) {
+        let mut reaches = self.spare.pop().unwrap_or_default();
+        for look in &batch.looks {
+            let reach = self.files[look.file.index()].reach.take();
+            reaches.push(reach.expect("a file has one job at most, so its reach is here"));
+        }
+        let open = reaches.iter().filter(|reach| reach.open.is_some()).count();
+        let more = if batch.maps.is_some() { reaches.len() - open } else { 0 };
+        let keep = self.open + more <= self.open_max;
+        let reserved = if keep { open + more } else { open };
+        self.open += reserved - open;
+        give(&self.samplers, Sample::Look { batch, reaches, keep, reserved });
+    }
+
     fn act(&mut self, action: Action) {
         match action {
-            Action::Look(batch) => {
-                let mut reaches = self.spare.pop().unwrap_or_default();
-                for look in &batch.looks {
-                    let reach = self.files[look.file.index()].reach.take();
-                    let reach = reach.expect("a file has one job at most, so its reach is here");
-                    self.open -= usize::from(reach.open.is_some());
-                    reaches.push(reach);
-                }
-                let keep = self.open + reaches.len() < self.open_max;
-                give(&self.samplers, Sample::Look { batch, reaches, keep });
-            }
+            Action::Look(batch) => self.hand_out(batch),
             Action::Gauge(device) => give(&self.samplers, Sample::Gauge(device)),
             Action::Close(file) => self.close(file),
-            Action::Update(file, device, Some(group), want) => {
-                let home = self.lasting_home(file);
+            Action::Update(file, device, Some(group), want, limits) => {
+                let (home, want) = (self.lasting_home(file), Wanted(want, limits));
                 give(&self.ioctls, Order::Update { file, device, home, group, want });
             }
-            Action::Update(file, device, None, _) if !self.wants_regions(file) => {
+            Action::Update(file, device, None, ..) if !self.wants_regions(file) => {
                 // An earlier service may have made one.
-                let key =
-                    self.files[file.index()].making.as_deref().map_or(0, |(_, mark)| mark.key);
+                let making = self.files[file.index()].making();
+                let key = making.map_or(0, |(_, mark)| mark.key);
                 let home = self.files[file.index()].home.clone();
                 give(&self.ioctls, Order::Clear { file, device, home, key });
             }
-            Action::Update(file, device, None, want) => {
-                let (template, mark) = self.files[file.index()].making.as_deref().cloned().expect(
+            Action::Update(file, device, None, want, limits) => {
+                let want = Wanted(want, limits);
+                let (template, mark) = self.files[file.index()].making().expect(
                     "what a group is made from is kept until there is one, and it is never undone",
                 );
                 let home = self.files[file.index()].home.clone();
@@ -534,6 +612,7 @@ impl Run {
             Report::Updated(updated) => {
                 *making = None;
                 *made |= updated.made;
+                self.group_is_there(file, updated.made);
             }
             Report::Moved(_, to) => {
                 self.moved(file, *to);
@@ -591,5 +670,15 @@ fn level(report: &Report) -> Level {
         }
         Report::Long(_) | Report::Failing(_) | Report::LetGo(_) => Level::Warn,
         Report::GivenUp(_) => Level::Error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hundred_thousand_files_fit_in_some_15_mb() {
+        assert!(size_of::<File>() <= 152, "{}", size_of::<File>());
     }
 }

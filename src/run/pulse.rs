@@ -88,6 +88,10 @@ impl<D: Dm> Dm for Heard<D> {
         reply
     }
 
+    fn hurry(&mut self) {
+        self.dm.hurry();
+    }
+
     fn begin_turn(&mut self, device: Device, turn: Turn) -> io::Result<()> {
         self.dm.begin_turn(device, turn)
     }

@@ -188,8 +188,10 @@ fn prepare(
         return Err("it was replaced while it was looked at".to_owned());
     }
     let template = terms.template(Vec::new());
-    let entry = entry(None, &found.path, terms.mode, &place, None, template, terms.pace());
-    Ok(Entry { home: homes.of(place.device), ..entry }) // while the file is open
+    let mut entry = entry(None, &found.path, terms.mode, &place, None, template, terms.pace());
+    entry.spec.limits = terms.limits;
+    entry.home = homes.of(place.device); // while the file is open
+    Ok(entry)
 }
 
 /// For the scout.

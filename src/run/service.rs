@@ -20,9 +20,13 @@ use crate::config::{Config, Errors, Nameless, Settings, Terms, unique_aliases};
 use crate::dm::Dm;
 use crate::engine::{End, Event, FileId, Time};
 use crate::group::safe_alias;
+use crate::kernel::process::give_back_memory;
 use crate::message::RegionId;
 use crate::place;
 use crate::values::Listen;
+
+/// Files from which on it is worth while to give back what a scan has taken.
+const MANY: usize = 1000;
 
 /// How long the end may wait for groups to be deleted.
 const REMOVAL_MAX: Duration = Duration::from_secs(10);
@@ -181,11 +185,16 @@ impl Run {
         if exported(before) != exported(&config.settings) {
             warn!("other metrics_ settings hold from the next start on");
         }
+        if before.grid_memory != config.settings.grid_memory {
+            warn!("another grid_memory holds from the next start on");
+        }
         if before.state_dir != config.settings.state_dir {
             warn!("totals are kept at another place from the next start on");
         }
         self.engine.set_full_look(config.settings.full_look);
         self.engine.set_read(config.settings.read_interval);
+        self.engine.set_max_device_regions(now, config.settings.max_device_regions);
+        self.pacer.set_share(config.settings.create_share);
         service.config_error = None;
         service.dismissed.clear();
         service.wanted = Arc::new(config.into());
@@ -229,6 +238,9 @@ impl Run {
             events.extend(self.file_of(key).map(|file| Event::Forget(file, true)));
         }
         self.welcome(seen.fresh);
+        if self.engine.len() >= MANY {
+            give_back_memory(); // what the scan has taken
+        }
         let (files, unfit) = (self.engine.len(), self.service.as_ref().map_or(0, Service::unfit));
         self.supervisor.say(format!("following {files} file(s); {unfit} cannot be followed"));
     }
@@ -236,6 +248,7 @@ impl Run {
     /// A file that is followed is wanted by this rule now, which may say something else than the
     /// one before.
     fn still_wanted(&mut self, key: Key, rule: u32) -> Option<Event> {
+        let now = self.now();
         let file = self.file_of(key)?;
         let terms = self.service.as_ref()?.wanted.terms[rule as usize].clone();
         let claimed = self.files[file.index()].claimed.as_mut()?;
@@ -250,6 +263,7 @@ impl Run {
             return Some(Event::Forget(file, true)); // the next scan finds it, and makes another
         }
         self.engine.set_pace(file, terms.pace());
+        self.engine.set_limits(now, file, terms.limits);
         None
     }
 
@@ -272,11 +286,17 @@ impl Run {
             .collect();
         let taken: HashSet<Vec<u8>> = self.aliases().collect();
         let aliases = unique_aliases(&nameless, |alias| taken.contains(alias));
+        // Copied before the others are freed, so that what stays lies side by side, and not among
+        // what the scan has taken for a moment: the kernel gets back whole pages only.
+        let paths: Vec<Arc<Path>> =
+            fresh.iter().map(|fresh| Arc::from(&*fresh.entry.reach.path)).collect();
         let mut files = Vec::with_capacity(fresh.len());
-        for (Fresh { key, terms, by, mut entry }, alias) in fresh.into_iter().zip(aliases) {
-            entry.template.alias.clone_from(&alias);
-            let usual = usual_alias(&entry.reach.path);
-            let alias = (alias != usual).then(|| alias.into_boxed_slice());
+        for ((fresh, path), alias) in fresh.into_iter().zip(paths).zip(aliases) {
+            let Fresh { key, terms, by, mut entry } = fresh;
+            entry.reach.path = path;
+            let unusual = alias != usual_alias(&entry.reach.path);
+            entry.template.alias = alias;
+            let alias = unusual.then(|| Box::from(&*entry.template.alias));
             let claimed = Claimed { key, terms, by, alias };
             let file = self.follow(entry, Some(claimed));
             if let Some(service) = &mut self.service {
@@ -340,6 +360,7 @@ impl Run {
         }
         self.ending = Some(self.now() + REMOVAL_MAX);
         self.service = None; // nothing new is followed from here on
+        self.pacer.stop(); // and no update that is under way takes long
         self.engine.set_patient(false);
         for file in self.followed() {
             events.push(Event::Forget(file, self.files[file.index()].made));

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use super::Run;
+use super::accounts::OnGrid;
 use super::books::{Books, unix_time};
 use super::control::not_followed;
-use super::grids::OnGrid;
 use crate::engine::{self, FileId};
 use crate::extent::SECTOR_BYTES;
 use crate::request::{
@@ -91,6 +91,7 @@ impl Run {
             regions: status.regions.into(),
             extents: Some(status.extents.into()),
             mapped_bytes,
+            foreign_bytes: Some(status.foreign_sectors * SECTOR_BYTES),
             unmapped_bytes: status.size.map(|size| size.saturating_sub(mapped_bytes)),
             shared_bytes: Some(status.shared_sectors * SECTOR_BYTES),
             last_change_unix_seconds: changed,
@@ -116,7 +117,10 @@ impl Run {
             uuid: status.uuid,
             files: status.files,
             regions: seen.map_or(0, |seen| seen.regions as u64),
+            own_regions: status.own_regions,
+            own_io_cost_estimated_ns: status.own_io_cost_estimated_ns,
             creates: status.creates,
+            creates_time_ns: status.creates_time_ns,
             state: status.state,
             stuck_seconds: status.stuck_seconds,
             read_unix_seconds: seen.and_then(|seen| seen.at),

@@ -63,6 +63,11 @@ impl<D: Dm> Conversation<D> {
         self.passing.get_or_insert_default();
     }
 
+    /// Whether nothing is lost of what regions have counted that go.
+    pub(super) fn watches(&self) -> bool {
+        self.passing.is_some()
+    }
+
     /// From here on it is about this group.
     pub(super) fn turn_to(&mut self, mark: Mark) {
         self.mark = Some(mark);
@@ -132,6 +137,16 @@ impl<D: Dm> Conversation<D> {
     /// What a region has counted, by area.
     pub(super) fn print(&mut self, id: RegionId) -> Result<Vec<u8>, Error> {
         self.send(&Message::Print { id, lines: None })
+    }
+
+    /// As [`Conversation::create`], in place of a region that has just been deleted.
+    pub(super) fn create_at_once(
+        &mut self,
+        extent: Extent,
+        model: &Model<'_>,
+    ) -> Result<RegionId, Error> {
+        self.dm.hurry();
+        self.create(extent, model)
     }
 
     pub(super) fn create(&mut self, extent: Extent, model: &Model<'_>) -> Result<RegionId, Error> {

@@ -44,6 +44,7 @@ mod error;
 mod orphans;
 mod ours;
 mod reading;
+mod shaping;
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -53,6 +54,7 @@ use crate::fit::fit;
 use crate::group::{Descriptor, Mark, is_safe_alias};
 use crate::message::{Region, RegionId, is_space, parse_list};
 use crate::plan::Delta;
+use crate::shape::{Shape, Want};
 
 pub(crate) use conversation::Conversation;
 pub use error::Error;
@@ -99,6 +101,11 @@ pub struct Updated {
     pub created: usize,
     /// Regions deleted.
     pub deleted: usize,
+    /// Sectors that the group counts and the file does not have: gaps between its extents, which
+    /// the [limits](crate::shape::Limits) have taken in.
+    pub foreign: u64,
+    /// Of the sectors that the group counts, the anchor left out.
+    pub fingerprint: Fingerprint,
     /// There was no group before.
     pub made: bool,
     /// Bytes of the descriptor and digits of the leader's id; see [`crate::group::REWRITE_MAX`].
@@ -179,28 +186,29 @@ pub fn find(dm: impl Dm, device: Device, keys: &[u64]) -> Result<Option<Group>, 
 /// # Errors
 ///
 /// As [`update`], and never [`Error::Gone`].
-pub fn establish(
+pub fn establish<'w>(
     dm: impl Dm,
     device: Device,
     template: &Template,
     mark: Mark,
     claim: u32,
-    want: &Extents,
+    want: impl Into<Want<'w>>,
 ) -> Result<Option<Updated>, Error> {
     check_words(template)?;
     let mut kernel = Conversation::in_turn(dm, device, Turn::Shared)?;
-    find_or_make(&mut kernel, template, mark, claim, want)
+    find_or_make(&mut kernel, template, mark, claim, want.into())
 }
 
 /// As [`establish`], and what regions that came and went had counted, if it came so far.
-pub fn establish_counted(
+pub fn establish_counted<'w>(
     dm: impl Dm,
     device: Device,
     template: &Template,
     mark: Mark,
     claim: u32,
-    want: &Extents,
+    want: impl Into<Want<'w>>,
 ) -> (Option<Passage>, Result<Option<Updated>, Error>) {
+    let want = want.into();
     if let Err(error) = check_words(template) {
         return (None, Err(error));
     }
@@ -212,17 +220,17 @@ fn find_or_make<D: Dm>(
     template: &Template,
     mark: Mark,
     claim: u32,
-    want: &Extents,
+    want: Want<'_>,
 ) -> Result<Option<Updated>, Error> {
     let listing = kernel.list()?;
     let rows = parse_list(&listing)?;
     let mut left = rows.iter().filter_map(|region| Mark::of_member(region.aux));
     let mark = left.rfind(|left| left.key == mark.key).unwrap_or(mark);
-    if let Some((id, descriptor)) = found(&rows, template, mark.key, want) {
+    if let Some((id, descriptor)) = found(&rows, template, mark.key, want.extents) {
         let group = take_over(kernel, id, descriptor, mark, claim)?;
         return carry_out(kernel, &Aim::at(group), None, want).map(Some);
     }
-    if want.is_empty() {
+    if want.extents.is_empty() {
         return Ok(None);
     }
     let aim = Aim { mark, claim, hint: None, template: Some(template) };
@@ -264,12 +272,14 @@ fn found(
     group.map(|(leader, found)| (leader.id, found.clone()))
 }
 
-/// Makes the regions of `group` cover exactly `want`.
+/// Makes the regions of `group` cover exactly the extents that are wanted, and such gaps between
+/// them as [limits](crate::shape::Limits) have it take in, if there are any.
 ///
 /// Without anything to change it sends one message, the listing. Otherwise: one per create, and a
 /// second listing after them; one per delete; one commit; one more for each region to delete that
 /// bears no mark yet; one where an old leader survives the new; and where the leader's extent went
 /// away and its id is taken back, five (four if the twin alone survived), one of them a create.
+/// With limits also one for each region of which it matters whether it has counted anything.
 ///
 /// # Errors
 ///
@@ -277,21 +287,28 @@ fn found(
 /// claim of another process; no region but those just created is touched in either case.
 /// [`Error::NoTurn`] while somebody deletes orphans; nothing is sent then. If a create fails, what
 /// this update had created is deleted again and the group is as it was.
-pub fn update(dm: impl Dm, device: Device, group: Group, want: &Extents) -> Result<Updated, Error> {
+pub fn update<'w>(
+    dm: impl Dm,
+    device: Device,
+    group: Group,
+    want: impl Into<Want<'w>>,
+) -> Result<Updated, Error> {
     let mut kernel = Conversation::in_turn(dm, device, Turn::Shared)?;
-    carry_out(&mut kernel, &Aim::at(group), None, want)
+    carry_out(&mut kernel, &Aim::at(group), None, want.into())
 }
 
 /// As [`update`], and what regions that came and went had counted, if it came so far.
 ///
 /// It takes a message more for each member that is deleted, and one for each region that is created
-/// where one was.
-pub fn update_counted(
+/// where one was. Only here, where what they have counted is not lost, are regions folded before
+/// that many are not allowed.
+pub fn update_counted<'w>(
     dm: impl Dm,
     device: Device,
     group: Group,
-    want: &Extents,
+    want: impl Into<Want<'w>>,
 ) -> (Option<Passage>, Result<Updated, Error>) {
+    let want = want.into();
     watched(dm, device, |kernel| carry_out(kernel, &Aim::at(group), None, want))
 }
 
@@ -329,19 +346,25 @@ pub enum Standing {
     },
 }
 
-/// Looks at groups of one device with a single message.
+/// Looks at groups of one device with a single message. Gives how each stands, and how many regions
+/// there are on the device, whoever made them.
 ///
 /// # Errors
 ///
 /// Those of the listing.
-pub fn look(dm: impl Dm, device: Device, groups: &[Group]) -> Result<Vec<Standing>, Error> {
+pub fn look(
+    dm: impl Dm,
+    device: Device,
+    groups: &[Group],
+) -> Result<(Vec<Standing>, usize), Error> {
     let listing = Conversation::new(dm, device).list()?;
-    let rows = ByMark::new(&parse_list(&listing)?);
+    let all = parse_list(&listing)?;
+    let rows = ByMark::new(&all);
     let stand = |group: &Group| {
         let near = rows.around(group.mark);
         Ours::among(&near, group.mark, Some(group.id)).stand(group.claim)
     };
-    Ok(groups.iter().map(stand).collect())
+    Ok((groups.iter().map(stand).collect(), all.len()))
 }
 
 /// A listing, so that not every group has to go through all of it.
@@ -434,11 +457,12 @@ fn carry_out<D: Dm>(
     kernel: &mut Conversation<D>,
     aim: &Aim<'_>,
     mut first: Option<Vec<u8>>,
-    want: &Extents,
+    want: Want<'_>,
 ) -> Result<Updated, Error> {
     let anchor: Extents = Extent::new(ANCHOR, 1).into_iter().collect();
-    let want = if want.is_empty() { &anchor } else { want };
+    let want = if want.extents.is_empty() { Want::from(&anchor) } else { want };
     kernel.turn_to(aim.mark);
+    let mut decided = None;
     let mut created = BTreeSet::new();
     for _ in 0..ROUNDS {
         let listing = first.take().map_or_else(|| kernel.list(), Ok)?;
@@ -446,17 +470,23 @@ fn carry_out<D: Dm>(
         let ours = Ours::among(&rows, aim.mark, aim.hint);
         created.retain(|id| ours.is_orphan(*id)); // else somebody deleted it
         let planned = ours.model(aim).and_then(|model| {
-            let delta = delta(&ours, &model, &rows, want)?;
-            Ok((model, delta))
+            let shape = match decided.take() {
+                Some(shape) => shape,
+                None => shaping::shape(kernel, &ours, &model, &rows, want)?,
+            };
+            let delta = delta(&ours, &model, &rows, &shape)?;
+            Ok((model, shape, delta))
         });
-        let (model, delta) = match planned {
+        let (model, shape, delta) = match planned {
             Ok(planned) => planned,
             Err(error) => return Err(take_back(kernel, &created, error)),
         };
         if delta.create.is_empty() {
             ours.mark_doomed(kernel, &delta)?;
-            return commit(kernel, &rows, &ours, &model, &delta, &created);
+            let members = commit(kernel, &rows, &ours, &model, &delta, &created)?;
+            return Ok(updated(kernel, &model, &members, &shape.cover, want));
         }
+        decided = Some(shape);
         for &extent in &delta.create {
             match kernel.create(extent, &model) {
                 Ok(id) => created.insert(id),
@@ -472,9 +502,9 @@ fn delta(
     ours: &Ours<'_, '_>,
     model: &Model<'_>,
     rows: &[Region<'_>],
-    want: &Extents,
+    shape: &Shape,
 ) -> Result<Delta, Error> {
-    let mut delta = ours.plan(model, want);
+    let mut delta = ours.plan(model, shape);
     if ours.is_as(&delta) {
         return Ok(delta); // the descriptor is there, and was measured when it was made
     }
@@ -497,7 +527,8 @@ fn take_back<D: Dm>(
     error
 }
 
-/// All members exist: name them, and delete what is not one.
+/// All members exist: name them, and delete what is not one. Gives the members that it has in the
+/// end.
 fn commit<D: Dm>(
     kernel: &mut Conversation<D>,
     rows: &[Region<'_>],
@@ -505,7 +536,7 @@ fn commit<D: Dm>(
     model: &Model<'_>,
     delta: &Delta,
     created: &BTreeSet<RegionId>,
-) -> Result<Updated, Error> {
+) -> Result<BTreeSet<RegionId>, Error> {
     let mut members: BTreeSet<RegionId> = delta.keep.iter().map(|(id, _)| *id).collect();
     let leader = *members.first().expect("the wanted map is never empty, so there is a member");
     let aux = model.naming(&members);
@@ -524,15 +555,28 @@ fn commit<D: Dm>(
     if let Some((old, twin)) = lost.zip(twin) {
         reclaim(kernel, old, *twin, &mut members, model)?;
     }
-    let id = *members.first().expect("as above");
-    Ok(Updated {
+    Ok(members)
+}
+
+fn updated<D: Dm>(
+    kernel: &Conversation<D>,
+    model: &Model<'_>,
+    members: &BTreeSet<RegionId>,
+    cover: &Extents,
+    want: Want<'_>,
+) -> Updated {
+    let id = *members.first().expect("a group has members");
+    let mapped = cover.as_slice().iter().copied().filter(|extent| extent.start() != ANCHOR);
+    Updated {
         group: model.group(id),
         members: members.len(),
         created: kernel.created,
         deleted: kernel.deleted,
+        foreign: cover.sectors() - want.extents.sectors(),
+        fingerprint: mapped.collect::<Extents>().fingerprint(),
         made: false,
-        descriptor_len: model.naming(&members).len() + id.to_string().len(),
-    })
+        descriptor_len: model.naming(members).len() + id.to_string().len(),
+    }
 }
 
 /// Moves the group back to id `old`, which has just become free, by creating the region `twin`
@@ -545,7 +589,7 @@ fn reclaim<D: Dm>(
     members: &mut BTreeSet<RegionId>,
     model: &Model<'_>,
 ) -> Result<(), Error> {
-    let id = match kernel.create(twin.1, model) {
+    let id = match kernel.create_at_once(twin.1, model) {
         Ok(id) => id,
         Err(error @ Error::Message { .. }) if !error.is_no_device() => return Ok(()),
         Err(error) => return Err(error),

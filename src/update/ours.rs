@@ -8,7 +8,8 @@ use crate::dm::Dm;
 use crate::extent::{Extent, Extents};
 use crate::group::{Descriptor, Dialect, Mark, Members, room_for_members};
 use crate::message::{Clockwork, Region, RegionId};
-use crate::plan::{Delta, Have, plan};
+use crate::plan::{Delta, Have};
+use crate::shape::Shape;
 
 /// What new regions and the descriptor copy.
 pub(super) struct Model<'a> {
@@ -161,20 +162,26 @@ impl<'a, 'r> Ours<'a, 'r> {
         Standing::Stands { id, fingerprint: map.fingerprint(), tidy }
     }
 
-    /// The delta to `want`. Members count whatever they count and may stay; an orphan is taken in
-    /// only if it counts what new regions would.
-    pub(super) fn plan(&self, model: &Model<'_>, want: &Extents) -> Delta {
-        let usable = |region: &&&Region<'_>| {
-            self.members.contains(region.id)
-                || (region.program_id == model.program_id && region.clockwork == model.clockwork)
-        };
+    /// What may stay. Members count whatever they count; an orphan is taken in only if it counts
+    /// what new regions would.
+    pub(super) fn have(&self, model: &Model<'_>) -> Vec<Have> {
+        let usable = self.regions.iter().filter(|region| self.is_usable(region, model));
         let have = |region: &&Region<'_>| {
             let (id, extent) = (region.id, region.extent);
             Have { id, extent, member: self.members.contains(id) }
         };
-        let regions: Vec<Have> = self.regions.iter().filter(usable).map(have).collect();
-        let mut delta = plan(&regions, want);
-        let useless = self.regions.iter().filter(|region| !usable(region));
+        usable.map(have).collect()
+    }
+
+    fn is_usable(&self, region: &Region<'_>, model: &Model<'_>) -> bool {
+        self.members.contains(region.id)
+            || (region.program_id == model.program_id && region.clockwork == model.clockwork)
+    }
+
+    /// The delta to a group of this shape.
+    pub(super) fn plan(&self, model: &Model<'_>, shape: &Shape) -> Delta {
+        let mut delta = shape.plan(&self.have(model));
+        let useless = self.regions.iter().filter(|region| !self.is_usable(region, model));
         delta.delete.extend(useless.map(|region| region.id));
         delta.delete.sort_unstable();
         delta

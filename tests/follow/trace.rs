@@ -24,7 +24,7 @@ impl Trace {
         let mut command = Command::new("strace");
         // -D: the daemon is our child, and strace its.
         command.args(["-D", "-f", "--seccomp-bpf", "-y", "-o"]).arg(&path);
-        command.args(["-e", "trace=statx,ioctl", "-e", "abbrev=statx", "-s", "16"]);
+        command.args(["-e", "trace=fstat,ioctl", "-e", "abbrev=fstat", "-s", "16"]);
         for (name, value) in program.get_envs() {
             command.env(name, value.unwrap());
         }
@@ -86,5 +86,5 @@ fn changes(text: &str) -> impl Iterator<Item = usize> {
 
 fn looks(text: &str, file: &Path) -> usize {
     let file = format!("<{}>", file.display());
-    text.lines().filter(|line| line.contains("statx(") && line.contains(&file)).count()
+    text.lines().filter(|line| line.contains("fstat(") && line.contains(&file)).count()
 }

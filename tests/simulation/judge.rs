@@ -1,11 +1,12 @@
 //! What the table has to show, read by rules that are not ours.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dmfilemapd::dm::{Device, Dm as _};
 use dmfilemapd::engine::State;
 use dmfilemapd::extent::{Extent, Extents};
-use dmfilemapd::update::{ANCHOR, Group};
+use dmfilemapd::shape::{Limits, Want};
+use dmfilemapd::update::{ANCHOR, Updated};
 
 use super::dialects::{Group as Seen, Reader, groups, rows};
 use super::table::key_in;
@@ -15,6 +16,26 @@ use super::world::World;
 fn counted(group: &Seen) -> Extents {
     let extents = group.extents.iter().filter(|(start, _)| *start != ANCHOR);
     extents.map(|(start, end)| Extent::new(*start, end - start).unwrap()).collect()
+}
+
+/// A group may count more than its file has, where that has more extents than regions are allowed:
+/// the smallest gaps, and no more of them than for an eighth fewer regions.
+fn check_map(group: &Seen, map: &Extents, limits: Limits) {
+    let (shown, regions, max) = (counted(group), group.members.len(), limits.max());
+    let told = || format!("{map:?} as {:?}, {limits:?}", group.extents);
+    assert!(regions <= max, "{}", told());
+    assert!(map.without(&shown).is_empty(), "{}", told());
+    let gaps = map.as_slice().windows(2).map(|pair| pair[1].start() - pair[0].end());
+    let mut gaps: Vec<u64> = gaps.collect();
+    gaps.sort_unstable();
+    let filled = map.len().saturating_sub((max - max / 8).max(1));
+    let foreign = shown.sectors() - map.sectors();
+    assert!(foreign <= gaps[..filled].iter().sum(), "{}", told());
+    if let Some(above) = limits.fold_above {
+        // The files here are so small that no two regions of one differ by more powers of two.
+        let most = shown.len().max(1) + above as usize + 5;
+        assert!(regions <= most, "{}", told());
+    }
 }
 
 impl World {
@@ -41,8 +62,9 @@ impl World {
         Some((*id, group.clone()))
     }
 
-    /// After an update: the group is there and shows the map.
-    pub fn check_shown(&mut self, device: Device, group: Group, want: &Extents) {
+    /// After an update: the group is there and shows the map, within its limits.
+    pub fn check_shown(&mut self, device: Device, updated: &Updated, want: Want<'_>) {
+        let group = updated.group;
         if self.table.vandalised {
             return;
         }
@@ -52,7 +74,10 @@ impl World {
             return; // somebody spoiled another group, which is not yet found out
         }
         let (id, seen) = self.group(device, group.mark.key, Some(group.mark.nonce)).expect("made");
-        assert_eq!((id, counted(&seen)), (group.id.0, want.clone()));
+        check_map(&seen, want.extents, want.limits);
+        let shown = counted(&seen);
+        assert_eq!((id, shown.fingerprint()), (group.id.0, updated.fingerprint));
+        assert_eq!(updated.foreign, shown.sectors() - want.extents.sectors());
     }
 
     /// Every file that is followed has its group, which shows its map, and is not in trouble.
@@ -61,12 +86,17 @@ impl World {
         let claim = service.claim;
         let followed: Vec<_> =
             service.files.iter().map(|(file, entry)| (*file, entry.clone())).collect();
+        let mut own: BTreeMap<Device, u64> = BTreeMap::new();
         for (file, entry) in &followed {
             let status = self.service.as_ref().and_then(|service| {
                 let status = service.engine.file_status(self.time(), *file)?;
-                Some((status.state, status.failing.map(str::to_owned)))
+                let state = (status.state, status.failing.map(str::to_owned));
+                Some((state, status.max_regions, u64::from(status.regions)))
             });
-            assert_eq!(status, Some((State::Following, None)), "{file:?} {entry:?}");
+            let (state, max_regions, regions) = status.expect("it is followed");
+            assert_eq!(state, (State::Following, None), "{file:?} {entry:?}");
+            *own.entry(entry.device).or_default() += regions;
+            let limits = Limits { max_regions, ..self.names[entry.name].limits };
             let (disk, inode) = match self.find(entry.target) {
                 Ok(place) => place,
                 Err(sight) => panic!("{file:?} {entry:?} is followed still, and {sight:?}"),
@@ -77,11 +107,24 @@ impl World {
                 assert!(map.is_empty(), "{file:?} {entry:?} has no group, and {map:?}");
                 continue;
             };
-            assert_eq!(counted(&group), map, "{file:?} {entry:?}");
+            check_map(&group, &map, limits);
+            assert_eq!(group.members.len() as u64, regions, "{file:?} {entry:?}");
             let claim = format!(".{claim:08x}.");
             assert!(group.user.ends_with(claim.as_bytes()), "{:?}", group.user.escape_ascii());
         }
+        self.judge_devices(&own);
         followed.len()
+    }
+
+    /// All groups of a device have no more regions than allowed, as far as each may have one.
+    fn judge_devices(&self, own: &BTreeMap<Device, u64>) {
+        let service = self.service.as_ref().expect("it runs in the calm");
+        for status in service.engine.device_statuses() {
+            let regions = own.get(&status.device).copied().unwrap_or(0);
+            let max = u64::from(self.max_device_regions).max(status.files as u64);
+            assert!(regions <= max, "{regions} regions on {}, {max} allowed", status.device);
+            assert_eq!(status.own_regions, regions);
+        }
     }
 
     /// No region bears a mark of ours and stands in no group.

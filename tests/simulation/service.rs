@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use dmfilemapd::dm::Device;
 use dmfilemapd::engine::{
-    Action, Batch, End, Engine, Event, FileId, MAPPING_MAX, Reading, Report, Settings, Spec, Time,
+    Action, Batch, End, Engine, Event, FileId, MAPPING_MAX, Reading, Report, Settings, Spec, Sweep,
+    Time,
 };
 use dmfilemapd::extent::Extents;
 use dmfilemapd::group::Mark;
+use dmfilemapd::shape::{Limits, Want};
 use dmfilemapd::sight::Sight;
 use dmfilemapd::update::{self, Group, Template};
 
@@ -60,8 +62,8 @@ pub struct Job {
 enum What {
     Look(Batch, Vec<Target>),
     Gauge(Device),
-    Establish(FileId, Device, Template, Mark, Extents),
-    Update(FileId, Device, Group, Extents),
+    Establish(FileId, Device, Template, Mark, Extents, Limits),
+    Update(FileId, Device, Group, Extents, Limits),
     Remove(FileId, Device, Group),
     Sweep(Device, Vec<(FileId, Group)>),
     Read(Device, Vec<(FileId, Group)>),
@@ -91,8 +93,8 @@ impl Service {
     }
 
     pub fn follow(&mut self, now: Time, name: &Name, entry: Entry) {
-        let (device, pace, restless) = (entry.device, name.pace, name.restless);
-        let spec = Spec { mode: name.mode, device, group: None, restless, pace };
+        let (device, Name { mode, pace, restless, limits, .. }) = (entry.device, *name);
+        let spec = Spec { mode, device, group: None, restless, pace, limits };
         let file = self.engine.follow(now, spec);
         assert!(!self.busy.contains(&file), "{file:?} is in a job still");
         assert!(self.files.insert(file, entry).is_none(), "{file:?} is followed already");
@@ -252,12 +254,12 @@ impl World {
                 What::Look(batch, targets)
             }
             Action::Gauge(device) => What::Gauge(device),
-            Action::Update(file, device, None, want) => {
+            Action::Update(file, device, None, want, limits) => {
                 let (template, mark) = making(file);
-                What::Establish(file, device, template, mark, want)
+                What::Establish(file, device, template, mark, want, limits)
             }
-            Action::Update(file, device, Some(group), want) => {
-                What::Update(file, device, group, want)
+            Action::Update(file, device, Some(group), want, limits) => {
+                What::Update(file, device, group, want, limits)
             }
             Action::Remove(file, device, group) => What::Remove(file, device, group),
             Action::Sweep(device, groups) => What::Sweep(device, groups),
@@ -326,7 +328,7 @@ impl World {
             What::Look(batch, targets) => {
                 let mut batch = batch.clone();
                 for (look, target) in iter::zip(&mut batch.looks, targets) {
-                    look.sight = self.look(*target, look.last, batch.maps.is_some());
+                    look.sight = self.look(*target, look, batch.maps.is_some());
                 }
                 Event::Looked(batch)
             }
@@ -336,18 +338,20 @@ impl World {
                 let writes = disk.filter(|disk| disk.exists).map(|disk| disk.writes(now));
                 Event::Gauged(*device, writes)
             }
-            What::Establish(file, device, template, mark, want) => {
-                let made =
-                    update::establish(&mut self.table, *device, template, *mark, claim, want);
+            What::Establish(file, device, template, mark, extents, limits) => {
+                let (table, want) = (&mut self.table, Want { extents, limits: *limits });
+                let (_, made) =
+                    update::establish_counted(table, *device, template, *mark, claim, want);
                 if let Ok(Some(updated)) = &made {
-                    self.check_shown(*device, updated.group, want);
+                    self.check_shown(*device, updated, want);
                 }
                 Event::Updated(*device, *file, made)
             }
-            What::Update(file, device, group, want) => {
-                let made = update::update(&mut self.table, *device, *group, want);
+            What::Update(file, device, group, extents, limits) => {
+                let (table, want) = (&mut self.table, Want { extents, limits: *limits });
+                let (_, made) = update::update_counted(table, *device, *group, want);
                 if let Ok(updated) = &made {
-                    self.check_shown(*device, updated.group, want);
+                    self.check_shown(*device, updated, want);
                 }
                 Event::Updated(*device, *file, made.map(Some))
             }
@@ -361,7 +365,11 @@ impl World {
             What::Sweep(device, groups) => {
                 let (files, groups): (Vec<FileId>, Vec<Group>) = groups.iter().copied().unzip();
                 let seen = update::look(&mut self.table, *device, &groups);
-                Event::Swept(*device, seen.map(|seen| iter::zip(files, seen).collect()))
+                let sweep = seen.map(|(standings, regions)| Sweep {
+                    standings: iter::zip(files, standings).collect(),
+                    regions,
+                });
+                Event::Swept(*device, sweep)
             }
             What::Read(device, groups) => {
                 let groups: Vec<Group> = groups.iter().map(|(_, group)| *group).collect();

@@ -1,9 +1,11 @@
 //! What may happen to a file, a device and a service.
 
 use dmfilemapd::engine::{Event, Pace};
+use dmfilemapd::extent::Extent;
 
+use super::disk::BLOCK;
 use super::table::Weather;
-use super::world::{Place, SECOND, World};
+use super::world::{Place, SECOND, World, device_limit, limits};
 
 impl World {
     /// Something happens, somewhere.
@@ -31,6 +33,8 @@ impl World {
             78..=90 if self.names[name].at.is_none() => self.create(name),
             91..=96 => self.share(name),
             97..=100 => self.let_go_of_unlinked(disk),
+            101..=103 => self.set_limits(),
+            104..=110 => self.read_or_write(name),
             _ => {
                 if let Some(place) = self.names[name].at {
                     self.change(place);
@@ -191,6 +195,36 @@ impl World {
             if let Some(service) = &mut self.service {
                 service.engine.set_pace(file, Pace { interval, max_interval });
             }
+        }
+    }
+
+    /// The configuration sets other limits.
+    fn set_limits(&mut self) {
+        let now = self.time();
+        if self.dice.one_in(3) {
+            self.max_device_regions = device_limit(&mut self.dice);
+            self.log.say(|| format!("{} regions a device", self.max_device_regions));
+            if let Some(service) = &mut self.service {
+                service.engine.set_max_device_regions(now, self.max_device_regions);
+            }
+        }
+        if let Some(file) = self.some_followed() {
+            let limits = limits(&mut self.dice);
+            self.log.say(|| format!("{file:?}: {limits:?}"));
+            if let Some(service) = &mut self.service {
+                self.names[service.files[&file].name].limits = limits;
+                service.engine.set_limits(now, file, limits);
+            }
+        }
+    }
+
+    /// I/O on part of a file, for the regions there to count.
+    fn read_or_write(&mut self, name: usize) {
+        let Some((disk, inode)) = self.names[name].at else { return };
+        let (disk, write) = (&self.disks[disk], self.dice.one_in(2));
+        if let Some(block) = disk.inodes[inode].blocks.first().filter(|_| disk.exists) {
+            let extent = Extent::new(*block as u64 * BLOCK, BLOCK).unwrap();
+            self.table.memory.io(disk.device, extent, write);
         }
     }
 

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use dmfilemapd::dm::Device;
-use dmfilemapd::engine::{Pace, Settings, Time};
+use dmfilemapd::engine::{Look, Pace, Settings, Time};
 use dmfilemapd::mode::Mode;
+use dmfilemapd::shape::Limits;
 use dmfilemapd::sight::{Sight, Stamp};
 use dmfilemapd::update::{self, Orphan};
 
@@ -24,13 +25,14 @@ pub type Place = (usize, usize);
 type Found = Vec<(Device, Vec<Orphan>)>;
 
 /// A path that may be followed.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Name {
     /// The disk of its folder.
     pub home: usize,
     pub at: Option<Place>,
     pub mode: Mode,
     pub pace: Pace,
+    pub limits: Limits,
     pub restless: bool,
     pub wanted: bool,
 }
@@ -52,6 +54,7 @@ pub struct World {
     pub arrival: u64,
     /// Files that were followed and mapped so far: a simulation in which nothing happens is none.
     pub updates: usize,
+    pub max_device_regions: u32,
     pub stalls: u64,
     pub failures: u64,
     /// Between two deeds, at most.
@@ -72,6 +75,7 @@ impl World {
         // A write counter is read only where there are many files.
         let count = if dice.one_in(3) { 20 + dice.index(30) } else { 2 + dice.index(10) };
         let names = (0..count).map(|_| name(&mut dice, disks.len())).collect();
+        let max_device_regions = device_limit(&mut dice);
         let mut world = World {
             dice,
             now: SECOND,
@@ -85,6 +89,7 @@ impl World {
             gc: None,
             arrival: 0,
             updates: 0,
+            max_device_regions,
             stalls: 0,
             failures: 0,
             gap: 0,
@@ -139,8 +144,8 @@ impl World {
     pub fn start(&mut self) {
         self.claim += 1;
         self.log.say(|| "the service starts".to_owned());
-        let read = Some(Duration::from_secs(10));
-        let settings = Settings { patient: true, read, ..Settings::default() };
+        let (read, max_device_regions) = (Some(Duration::from_secs(10)), self.max_device_regions);
+        let settings = Settings { patient: true, read, max_device_regions, ..Settings::default() };
         self.service = Some(Service::new(settings, self.claim));
         let devices = self.disks.iter().map(|disk| disk.device);
         let seen = devices
@@ -224,7 +229,7 @@ impl World {
     }
 
     /// What a sampler sees.
-    pub fn look(&mut self, target: Target, last: Option<Stamp>, maps: bool) -> Sight {
+    pub fn look(&mut self, target: Target, look: &Look, maps: bool) -> Sight {
         if self.dice.one_in(self.failures) {
             return Sight::Failed("stat: ENOMEM".to_owned());
         }
@@ -232,10 +237,12 @@ impl World {
             Ok(place) => place,
             Err(sight) => return sight,
         };
-        let stamp = self.disks[disk].stamp(inode);
+        let now = self.disks[disk].stamp(inode);
         if !maps {
-            return if last == Some(stamp) { Sight::Same } else { Sight::Changed };
+            return if look.last == Some(now) { Sight::Same } else { Sight::Changed(now) };
         }
+        let is_of_it = |it: &Stamp| (it.device, it.inode) == (now.device, now.inode);
+        let stamp = look.taken().filter(is_of_it).unwrap_or(now);
         // A writer is at work between the two, and maybe between two pages of the map.
         let mut map = self.disks[disk].map(inode);
         if self.gap > 0 && self.dice.one_in(20) {
@@ -254,6 +261,17 @@ impl World {
     }
 }
 
+/// Many files have more extents than this, and some regions more than they need.
+pub fn limits(dice: &mut Dice) -> Limits {
+    let max_regions = dice.pick(&[1, 2, 3, 6, 9, 1000, 1000, 1000]);
+    Limits { max_regions, fold_above: dice.pick(&[None, None, Some(0), Some(2)]) }
+}
+
+/// Regions that the groups of a device may have together.
+pub fn device_limit(dice: &mut Dice) -> u32 {
+    dice.pick(&[8, 30, 100, 4000, u32::MAX])
+}
+
 fn name(dice: &mut Dice, disks: usize) -> Name {
     let interval = Duration::from_millis(dice.pick(&[100, 500, 1000, 2000]));
     let max_interval = interval * dice.pick(&[1, 1, 4, 10]);
@@ -262,6 +280,7 @@ fn name(dice: &mut Dice, disks: usize) -> Name {
         at: None,
         mode: dice.pick(&[Mode::Inode, Mode::Path]),
         pace: Pace { interval, max_interval },
+        limits: limits(dice),
         restless: dice.one_in(10),
         wanted: true,
     }

@@ -75,6 +75,25 @@ impl Disk {
     pub fn format_and_mount(ramdisk: u32, kind: &str, options: &str, mount_options: &str) -> Disk {
         let name = format!("disk{ramdisk}");
         let node = vm::linear(&name, ramdisk);
+        Disk::format_device(name, node, kind, options, mount_options)
+    }
+
+    /// An ext4 on a device that takes so many milliseconds, to a tick of the kernel, for every I/O.
+    pub fn slow(ramdisk: u32, delay_ms: u64) -> Disk {
+        let name = format!("disk{ramdisk}");
+        let sectors = vm::sh(&format!("blockdev --getsz /dev/ram{ramdisk}"));
+        let table = format!("0 {} delay /dev/ram{ramdisk} 0 {delay_ms}", sectors.trim_end());
+        let node = vm::table(&name, &table);
+        Disk::format_device(name, node, "ext4", "-q", "defaults")
+    }
+
+    fn format_device(
+        name: String,
+        node: PathBuf,
+        kind: &str,
+        options: &str,
+        mount_options: &str,
+    ) -> Disk {
         let mount = Path::new("/mnt").join(&name);
         let (at, on) = (node.display(), mount.display());
         vm::sh(&format!(

@@ -1,0 +1,299 @@
+//! What it takes to follow files, while nothing happens to them and while all of them change.
+
+use std::collections::BTreeMap;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::resource::{UsageWho, getrusage};
+
+use crate::files::{EXTENTS, Files};
+use crate::guest::Disk;
+use crate::judge::{Judge, quantile};
+use crate::keeper::{Keeper, Keeping};
+use crate::support::table::{Cell, Table};
+use crate::trace::{self, Calls};
+use crate::{Bench, INTERVAL, in_turn, meter};
+
+/// After so long no file's extents are read any more because data may wait in memory: a little more
+/// than `guest::write_back_soon` says.
+const SETTLED: Duration = Duration::from_secs(7);
+
+/// After so long the service looks at files that do not change as seldom as it may.
+const AT_REST: Duration = Duration::from_secs(45);
+
+/// Between two searches of a service for files that match, two listings of a device, two readings
+/// of what its regions have counted, and two readings of a map for their own sake.
+const RESCAN: Duration = Duration::from_secs(10);
+const SWEEP: Duration = Duration::from_secs(5);
+const READ: Duration = Duration::from_secs(10);
+const FULL_LOOK: Duration = Duration::from_secs(48);
+
+/// Messages that read the grid of a device, at the most: thousands of its areas each.
+const GRID_PRINTS: u64 = 16;
+
+/// Processes that are traced at a time. There may be hundreds, all of which do the same.
+const TRACED_MAX: usize = 8;
+
+/// What was measured, by heading: a number for each round.
+type Figures = BTreeMap<&'static str, Vec<f64>>;
+
+const CPU: &str = "CPU s/min";
+const SLEEPS: &str = "wake-ups/s";
+const CALLS: &str = "system calls/s";
+const IOCTLS: &str = "ioctls/s";
+const PSS: &str = "PSS MiB";
+const PRIVATE: &str = "private MiB";
+const FIRST: &str = "first change, median";
+const MEDIAN: &str = "lag, median";
+const P99: &str = "lag, p99";
+const LOST: &str = "groups lost";
+
+/// How much is measured.
+struct Sizes {
+    files: &'static [usize],
+    rounds: usize,
+    /// For each figure.
+    window: Duration,
+    /// Under strace, which slows down what it traces.
+    traced: Duration,
+}
+
+pub fn run(bench: &mut Bench) {
+    let files = if bench.emulated { &[1, 10, 100][..] } else { &[1, 10, 100, 300] };
+    let sizes = Sizes {
+        files: bench.sized(&[10], files),
+        rounds: bench.sized(1, 2),
+        window: Duration::from_secs(bench.sized(2, 12)),
+        traced: Duration::from_secs(bench.sized(2, 6)),
+    };
+    let mut keepers = vec![Keeper::Nobody, Keeper::Service];
+    if !bench.arguments.quick {
+        keepers.extend([Keeper::Each, Keeper::Dmstats]);
+    }
+    keepers.extend(bench.given());
+    let headings = ["files", "kept by", CPU, "of our service", SLEEPS, CALLS, IOCTLS];
+    let memory = [PSS, PRIVATE];
+    let title = "Files that do not change: what it takes to follow them";
+    let mut idle = Table::new("idle", title, &[&headings[..], &memory[..]].concat());
+    let lags = [FIRST, MEDIAN, P99, LOST];
+    let title = "Files that change every 1.1 s: what it takes to follow them, and how long a group \
+                 is wrong, in intervals of 500 ms";
+    let mut changing = Table::new("changing", title, &[&headings[..], &lags[..]].concat());
+
+    let disk = bench.disk("ext4");
+    for &count in sizes.files {
+        measure(bench, &disk, count, &sizes, &keepers, [&mut idle, &mut changing]);
+    }
+    for table in [&mut idle, &mut changing] {
+        table.note(
+            "CPU time is that of the whole kernel as its host sees it, less that of the same time \
+             without a monitor: medians of interleaved rounds. System calls are counted by strace.",
+        );
+        bench.publish(table);
+    }
+}
+
+/// Adds the rows for so many files.
+fn measure(
+    bench: &mut Bench,
+    disk: &Disk,
+    count: usize,
+    sizes: &Sizes,
+    keepers: &[Keeper],
+    tables: [&mut Table; 2],
+) {
+    let mut files = Files::make(disk, count);
+    let mut figures = vec![[Figures::new(), Figures::new()]; keepers.len()];
+    for number in 0..sizes.rounds {
+        for at in in_turn(number, keepers.len()) {
+            let (keeper, figures) = (&keepers[at], &mut figures[at]);
+            let mut round = Round { bench, disk, files: &mut files, keeper, sizes };
+            round.measure(figures);
+        }
+    }
+    for (which, table) in tables.into_iter().enumerate() {
+        let median = |at: usize, heading| middle(&figures[at][which], heading);
+        let cpu = |at| Some(median(at, CPU)? - median(0, CPU)?);
+        let ours = keepers.iter().position(|keeper| *keeper == Keeper::Service);
+        for (at, keeper) in keepers.iter().enumerate().skip(1) {
+            let ratio = ours.and_then(|ours| Some(cpu(at)? / cpu(ours)?));
+            let figures = |heading: &&'static str| number(median(at, heading));
+            let after = [SLEEPS, CALLS, IOCTLS].into_iter();
+            let rest: &[&str] =
+                if which == 0 { &[PSS, PRIVATE] } else { &[FIRST, MEDIAN, P99, LOST] };
+            let head = [count.into(), keeper.name().into(), number(cpu(at))];
+            let head = head.into_iter().chain([ratio.map_or(Cell::Nothing, Cell::Ratio)]);
+            let after = after.map(|heading| figures(&heading));
+            table.row(head.chain(after).chain(rest.iter().map(figures)));
+        }
+    }
+}
+
+fn middle(figures: &Figures, heading: &'static str) -> Option<f64> {
+    quantile(figures.get(heading)?.clone(), 0.5)
+}
+
+fn number(figure: Option<f64>) -> Cell {
+    figure.map_or(Cell::Nothing, Cell::Number)
+}
+
+/// One keeper, one time.
+struct Round<'a> {
+    bench: &'a mut Bench,
+    disk: &'a Disk,
+    files: &'a mut Files,
+    keeper: &'a Keeper,
+    sizes: &'a Sizes,
+}
+
+impl Round<'_> {
+    fn measure(&mut self, [idle, changing]: &mut [Figures; 2]) {
+        let mut judge = Judge::of(self.disk);
+        let mut keeping = self.keeper.start(self.disk, self.files, INTERVAL);
+        let quick = self.bench.arguments.quick;
+        thread::sleep(match self.keeper {
+            Keeper::Nobody => Duration::ZERO,
+            Keeper::Service if !quick => AT_REST,
+            _ => SETTLED,
+        });
+        let window = self.sizes.window;
+        self.window(idle, &keeping, |_| thread::sleep(window));
+        if *self.keeper != Keeper::Nobody {
+            self.calls(idle, &keeping, 0.0);
+            let (pss, private) = trace::memory(&keeping.pids());
+            if !self.keeper.is_commands() {
+                add(idle, PSS, pss);
+                add(idle, PRIVATE, private);
+            }
+            let lags = self.files.watch_one_change(&mut judge);
+            let first = lags.quantile(0.5, INTERVAL);
+            changing.entry(FIRST).or_default().extend(first);
+        }
+        self.window(changing, &keeping, |files| files.keep_changing(window));
+        if *self.keeper != Keeper::Nobody {
+            let changes = self.files.0.len() as f64 / crate::files::PERIOD.as_secs_f64();
+            self.calls(changing, &keeping, changes);
+            let lags = self.files.watch_changing(window, &mut judge);
+            changing.entry(MEDIAN).or_default().extend(lags.quantile(0.5, INTERVAL));
+            changing.entry(P99).or_default().extend(lags.quantile(0.99, INTERVAL));
+            add(changing, LOST, lags.count_open() as f64);
+        }
+        let ended = keeping.ended();
+        assert!(*self.keeper != Keeper::Service || ended == 0, "our service has ended");
+        drop(keeping);
+        judge.table().clear();
+    }
+
+    /// CPU time and wake-ups while something lasts.
+    fn window(
+        &mut self,
+        figures: &mut Figures,
+        keeping: &Keeping,
+        activity: impl FnOnce(&mut Files),
+    ) {
+        let pids = keeping.pids();
+        let sleeps = || trace::sleeps(&pids) + children_sleeps();
+        let (before, began) = (sleeps(), Instant::now());
+        let cpu = meter::cpu_of(|| activity(self.files)).as_secs_f64();
+        let seconds = began.elapsed().as_secs_f64();
+        add(figures, CPU, cpu * 60.0 / seconds);
+        add(figures, SLEEPS, (sleeps() - before) as f64 / seconds);
+    }
+
+    /// System calls and ioctls a second, while so many files change a second.
+    fn calls(&mut self, figures: &mut Figures, keeping: &Keeping, changes: f64) {
+        let Some(runs) = &keeping.runs else {
+            return self.calls_of_daemons(figures, keeping, changes);
+        };
+        let (before, began) = (runs.done(), Instant::now());
+        let time = self.sizes.traced;
+        self.pass(time, changes > 0.0);
+        let rate = (runs.done() - before) as f64 / began.elapsed().as_secs_f64();
+        let Some(command) = &keeping.sample else { return };
+        let (calm, _) = Calls::of_command(command);
+        self.files.0[0].change();
+        let (busy, _) = Calls::of_command(command);
+        let busy_rate = changes.min(rate);
+        for (heading, count) in [(CALLS, Calls::all as fn(&Calls) -> u64), (IOCTLS, ioctls)] {
+            let (calm, busy) = (count(&calm) as f64, count(&busy) as f64);
+            add(figures, heading, busy * busy_rate + calm * (rate - busy_rate));
+        }
+    }
+
+    fn pass(&mut self, time: Duration, changing: bool) {
+        if changing {
+            self.files.keep_changing(time);
+        } else {
+            thread::sleep(time);
+        }
+    }
+
+    fn calls_of_daemons(&mut self, figures: &mut Figures, keeping: &Keeping, changes: f64) {
+        let pids = keeping.pids();
+        let traced = &pids[..pids.len().min(TRACED_MAX)];
+        let (time, mut took) = (self.sizes.traced, Duration::ZERO);
+        let began = Instant::now();
+        let calls = Calls::of_processes(traced, || {
+            let began = Instant::now();
+            self.pass(time, changes > 0.0);
+            took = began.elapsed();
+        });
+        let scale = pids.len() as f64 / traced.len() as f64 / took.as_secs_f64();
+        add(figures, CALLS, calls.all() as f64 * scale);
+        add(figures, IOCTLS, ioctls(&calls) as f64 * scale);
+        if changes == 0.0 && *self.keeper == Keeper::Service {
+            self.check(&calls, began.elapsed());
+        }
+    }
+
+    /// What files that do not change may cost the service at the most, in so much time.
+    fn check(&mut self, calls: &Calls, took: Duration) {
+        let files = self.files.0.len() as u64;
+        let times = |every| times(took, every);
+        let counts = &mut self.bench.counts;
+        for change in ["@stats_create", "@stats_delete", "@stats_set_aux"] {
+            counts.is(&format!("files that do not change: {change}"), calls.of(change), 0);
+        }
+        // One at each look; and the service searches for files that match.
+        let looks = files * (times(INTERVAL) + 2) + (files + 10) * (times(RESCAN) + 1);
+        let stats = ["statx", "fstat", "newfstatat"].iter().map(|name| calls.of(name)).sum();
+        counts.at_most("files that do not change: stat", stats, looks);
+        // Each file in its turn, so that extents which moved silently are found.
+        let maps = files * (times(FULL_LOOK) + 1);
+        counts.at_most("files that do not change: FIEMAP", calls.of("@fiemap"), maps);
+        let lists = lists_at_rest(took);
+        counts.at_most("files that do not change: @stats_list", calls.of("@stats_list"), lists);
+        // For each region; a file has one more if it was changed before.
+        let prints = (files * (EXTENTS + 1) + GRID_PRINTS) * (times(READ) + 1);
+        counts.at_most("files that do not change: @stats_print", calls.of("@stats_print"), prints);
+        let known = ["@fiemap", "@stats_list", "@stats_print"].map(|kind| calls.of(kind));
+        let other = ioctls(calls) - known.iter().sum::<u64>();
+        counts.is("files that do not change: other ioctls", other, 0);
+    }
+}
+
+/// How often this can have come round.
+fn times(took: Duration, every: Duration) -> u64 {
+    u64::try_from(took.as_millis() / every.as_millis()).unwrap()
+}
+
+/// Listings of a device in so much time, whatever happens to its files: each sweep lists twice, for
+/// the groups and for what cut updates have left, and each reading of the counts before and after,
+/// and once for the grid.
+pub fn lists_at_rest(took: Duration) -> u64 {
+    2 * (times(took, SWEEP) + 1) + 3 * (times(took, READ) + 1)
+}
+
+fn ioctls(calls: &Calls) -> u64 {
+    calls.of("ioctl")
+}
+
+fn add(figures: &mut Figures, heading: &'static str, figure: f64) {
+    figures.entry(heading).or_default().push(figure);
+}
+
+/// Times that commands which have ended went to sleep.
+fn children_sleeps() -> u64 {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).unwrap();
+    u64::try_from(usage.voluntary_context_switches()).unwrap_or_default()
+}

@@ -1,0 +1,142 @@
+//! A hundred thousand files in one process: what that takes of memory and of descriptors, in a real
+//! kernel.
+
+#![allow(clippy::unwrap_used)] // all of this is a test
+
+#[path = "support/daemon.rs"]
+mod daemon;
+#[path = "support/dialects.rs"]
+mod dialects;
+#[path = "support/guest.rs"]
+mod guest;
+#[path = "support/service.rs"]
+mod service;
+#[path = "support/vm.rs"]
+mod vm;
+
+use std::fs::{self, File};
+use std::os::unix::net::UnixDatagram;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use daemon::{PROGRAM, descriptors, signal};
+use guest::{Daemon, Disk};
+use service::{CONFIG, configure, entry, status};
+
+/// What the program may take for a file, in bytes, what the C library keeps of the search for them
+/// included.
+const BYTES_MAX: usize = 800;
+
+/// Descriptors that it finds itself allowed, and that it may allow itself.
+const SOFT: usize = 1024;
+const HARD: usize = 20_000;
+
+/// A service that has told systemd how many files it follows.
+struct Service {
+    daemon: Daemon,
+    told: UnixDatagram,
+}
+
+impl Service {
+    /// Starts it with this environment, with [`SOFT`] and [`HARD`] for limits.
+    fn start(environment: &[(&str, &str)]) -> Service {
+        let told = UnixDatagram::bind("/tmp/notify").unwrap();
+        told.set_read_timeout(Some(Duration::from_secs(300))).unwrap();
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--nofile={SOFT}:{HARD}"));
+        command.args([PROGRAM, "run", "--config-dir"]).arg(CONFIG.rsplit_once('/').unwrap().0);
+        command.env("NOTIFY_SOCKET", "/tmp/notify").envs(environment.iter().copied());
+        let service = Service { daemon: Daemon::start(&mut command), told };
+        service.daemon.wait_for("following the files of ");
+        service
+    }
+
+    /// Waits until it says so.
+    fn wait_for(&self, status: &str) {
+        let mut message = [0; 4096];
+        loop {
+            let length = self.told.recv(&mut message).expect(status);
+            if String::from_utf8_lossy(&message[..length]).contains(status) {
+                return;
+            }
+        }
+    }
+
+    /// Bytes of memory that are its own, now and at the most.
+    fn memory(&self) -> (usize, usize) {
+        let pid = self.daemon.pid();
+        let kib = |file: &str, key: &str| {
+            let text = fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap();
+            let line = text.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+            line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
+        };
+        (kib("smaps_rollup", "Pss:"), kib("status", "VmHWM:"))
+    }
+}
+
+/// Empty files in folders of a thousand each.
+fn make_files(disk: &Disk, folders: std::ops::Range<usize>) {
+    for number in folders {
+        let folder = disk.path(&number.to_string());
+        fs::create_dir(&folder).unwrap();
+        for file in 1000 * number..1000 * (number + 1) {
+            File::create(folder.join(format!("vm-{file:05}.img"))).unwrap();
+        }
+    }
+}
+
+/// Waits for what takes a hundred thousand files some time.
+fn wait_long<T>(what: &str, mut condition: impl FnMut() -> Result<T, String>) -> T {
+    let start = Instant::now();
+    loop {
+        match condition() {
+            Ok(answer) => return answer,
+            Err(why) => assert!(start.elapsed() < Duration::from_secs(300), "{what}: {why}"),
+        }
+        thread::sleep(Duration::from_millis(500));
+    }
+}
+
+#[test]
+fn a_hundred_thousand_files_take_little_memory_and_what_descriptors_there_are() {
+    if !vm::inside("a_hundred_thousand_files_take_little_memory_and_what_descriptors_there_are") {
+        return;
+    }
+    let disk = Disk::format(0, "ext4", "-q -N 120000");
+    make_files(&disk, 0..1);
+    configure(&entry(&disk, "*/*.img"));
+    let service = Service::start(&[
+        ("DMFILEMAPD_INTERVAL", "10s"),
+        ("DMFILEMAPD_MAX_INTERVAL", "60s"),
+        ("DMFILEMAPD_RESCAN_INTERVAL", "1h"),
+    ]);
+    service.wait_for("following 1000 file(s)");
+    let few = service.memory();
+    make_files(&disk, 1..100);
+    signal(service.daemon.pid(), Signal::SIGHUP);
+    service.wait_for("following 100000 file(s)");
+
+    // It takes as many descriptors as it may, short of some to work with.
+    let open = wait_long("descriptors for a fifth of the files", || {
+        let open = descriptors(service.daemon.pid()).len();
+        if open > HARD - 128 { Ok(open) } else { Err(format!("{open} are open")) }
+    });
+    let many = service.memory();
+    let bytes = |many: usize, few: usize| many.saturating_sub(few) / 99_000;
+    let (kept, most) = (bytes(many.0, few.0), bytes(many.1, few.1));
+    println!("{open} are open; {kept} bytes a file, {most} while files were looked for");
+    assert!(kept <= BYTES_MAX, "{kept} bytes a file: {few:?}, then {many:?}");
+
+    // The others are opened for a moment when their maps are to be read, and go on by path.
+    wait_long("every map is read", || {
+        let files = status().files;
+        let unread = files.iter().filter(|file| file.state != "following").count();
+        if unread == 0 { Ok(()) } else { Err(format!("{unread}: {:?}", files.last())) }
+    });
+    let said = service.daemon.said();
+    assert!(!said.contains("Too many open files"), "{said}");
+    assert!(descriptors(service.daemon.pid()).len() <= HARD);
+}
