@@ -20,13 +20,31 @@ impl fmt::Display for Device {
     }
 }
 
-/// What the kernel answers to a message: its text, and the device that answered.
+/// What a device-mapper device is called, besides by its number.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Reply {
-    /// Name of the device-mapper device, without `/dev/mapper/`.
+pub struct Label {
+    /// Its name, without `/dev/mapper/`.
     pub name: Vec<u8>,
     /// Its uuid; empty where whoever made the device gave none (LVM and cryptsetup always do).
     pub uuid: Vec<u8>,
+}
+
+impl Label {
+    /// Whether a device that was called this is the same when it is called `now`.
+    ///
+    /// A device can be renamed, and keeps its uuid. Of one that has none it cannot be told whether
+    /// it was renamed or another has its number: then it counts as another.
+    #[must_use]
+    pub fn is_still(&self, now: &Label) -> bool {
+        self.uuid == now.uuid && (self.name == now.name || !self.uuid.is_empty())
+    }
+}
+
+/// What the kernel answers to a message.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reply {
+    /// Of the device that answered.
+    pub label: Label,
     /// The reply; empty for messages that answer nothing.
     pub text: Vec<u8>,
 }
@@ -53,6 +71,19 @@ pub trait Dm {
     /// does not understand (each costs a line in the kernel log), `ENOMEM` and `EOVERFLOW` no room
     /// for a region, `EACCES` no `CAP_SYS_ADMIN` in the initial user namespace.
     fn message(&mut self, device: Device, text: &[u8]) -> io::Result<Reply>;
+
+    /// Sends one message to the device that has both this number and this uuid, which is not empty.
+    /// Another that has the number by now never sees it.
+    ///
+    /// Where no number is ever given to another device the number alone will do, which is the
+    /// default.
+    ///
+    /// # Errors
+    ///
+    /// As [`Dm::message`], `ENXIO` if there is no such device (any more).
+    fn message_to(&mut self, device: Device, _uuid: &[u8], text: &[u8]) -> io::Result<Reply> {
+        self.message(device, text)
+    }
 
     /// The next message is not to be held back to let the device's I/O through, if it would be: it
     /// creates a region that is to have an id which has just become free, and anybody may get that.
@@ -90,9 +121,61 @@ pub trait Dm {
     fn let_grid_go(&mut self, _device: Device) {}
 }
 
+/// Carries messages to devices of this label alone: where another one has the number by now, the
+/// device is gone.
+///
+/// That shows in the answer. So what is sent first has to be something that does no harm to the
+/// other one, as a listing.
+#[derive(Debug)]
+pub struct Known<'a, D> {
+    /// What carries them.
+    pub dm: D,
+    /// Of the device; `None` if it is not known.
+    pub label: Option<&'a Label>,
+}
+
+impl<D: Dm> Dm for Known<'_, D> {
+    fn message(&mut self, device: Device, text: &[u8]) -> io::Result<Reply> {
+        const ENXIO: i32 = 6;
+        let reply = self.dm.message(device, text)?;
+        match self.label.is_none_or(|label| label.is_still(&reply.label)) {
+            true => Ok(reply),
+            false => Err(io::Error::from_raw_os_error(ENXIO)),
+        }
+    }
+
+    fn message_to(&mut self, device: Device, uuid: &[u8], text: &[u8]) -> io::Result<Reply> {
+        self.dm.message_to(device, uuid, text)
+    }
+
+    fn hurry(&mut self) {
+        self.dm.hurry();
+    }
+
+    fn begin_turn(&mut self, device: Device, turn: Turn) -> io::Result<()> {
+        self.dm.begin_turn(device, turn)
+    }
+
+    fn end_turn(&mut self, device: Device) {
+        self.dm.end_turn(device);
+    }
+
+    fn hold_grid(&mut self, device: Device, turn: Turn) -> io::Result<()> {
+        self.dm.hold_grid(device, turn)
+    }
+
+    fn let_grid_go(&mut self, device: Device) {
+        self.dm.let_grid_go(device);
+    }
+}
+
 impl<D: Dm + ?Sized> Dm for &mut D {
     fn message(&mut self, device: Device, text: &[u8]) -> io::Result<Reply> {
         (**self).message(device, text)
+    }
+
+    fn message_to(&mut self, device: Device, uuid: &[u8], text: &[u8]) -> io::Result<Reply> {
+        (**self).message_to(device, uuid, text)
     }
 
     fn hurry(&mut self) {

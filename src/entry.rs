@@ -8,18 +8,17 @@ use std::time::Duration;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::dm::Device;
 use crate::engine::{Pace, Spec};
 use crate::group::Mark;
 use crate::mode::Mode;
 use crate::place::Place;
 use crate::run::Entry;
-use crate::sample::{Identity, Reach};
+use crate::sample::{Identity, Mount, Reach};
 use crate::shape::Limits;
 use crate::update::{Group, Template};
 
 /// An entry for a file, which is opened when it is looked at unless it is open now; `path` is
-/// absolute. Its group may have any number of regions.
+/// absolute. Its home is not known, and its group may have any number of regions.
 pub fn entry(
     open: Option<File>,
     path: &Path,
@@ -32,11 +31,11 @@ pub fn entry(
     let path: Arc<Path> = path.into();
     let mark = mark(&path, mode, place);
     let identity = Identity { inode: place.inode, generation: place.generation };
-    let reach = Reach { mode, path: path.clone(), identity, open };
+    let reach = Reach { mode, path: path.clone(), identity, open, mount: Mount::Unasked };
     let restless = place.filesystem.is_restless();
     let limits = Limits::NONE;
     let spec = Spec { mode, device: place.device, group, restless, pace, limits };
-    Entry { reach, spec, template, mark }
+    Entry { reach, spec, template, mark, home: None }
 }
 
 /// A mark for the file: the same key in every run that follows it in the same mode, and a nonce of
@@ -68,29 +67,6 @@ pub fn settle() -> Duration {
     };
     let age = centiseconds("expire", 3000) + 2 * centiseconds("writeback", 500);
     Duration::from_millis(age * 10) + Duration::from_secs(5)
-}
-
-/// What a file of sysfs says of the device; `None` where that cannot be had.
-///
-/// Podman hides `/sys/dev/block` from containers. A device of device-mapper is found by the name
-/// that the kernel gives it, too.
-pub fn sysfs(device: Device, name: &str) -> Option<String> {
-    let by_number = format!("/sys/dev/block/{device}");
-    let by_name = format!("/sys/block/dm-{}", device.minor);
-    let read = |folder: &str, name: &str| fs::read_to_string(format!("{folder}/{name}")).ok();
-    let is_it = || read(&by_name, "dev").is_some_and(|dev| dev.trim() == device.to_string());
-    read(&by_number, name).or_else(|| is_it().then(|| read(&by_name, name)).flatten())
-}
-
-/// What sysfs calls the device, and its sectors; empty and 0 where there is no such thing.
-pub fn describe(device: Device) -> (String, u64) {
-    let read = |name: &str| sysfs(device, name).unwrap_or_default().trim().to_owned();
-    (read("dm/name"), read("size").parse().unwrap_or(0))
-}
-
-/// The uuid of a device-mapper device, as sysfs says it; empty where it has none.
-pub fn uuid(device: Device) -> String {
-    sysfs(device, "dm/uuid").unwrap_or_default().trim().to_owned()
 }
 
 #[cfg(test)]

@@ -35,6 +35,7 @@
 //! | | [`grid`] | counts of every part of a device, and whose they are |
 //! | 2: the kernel | [`kernel`] | FIEMAP, `/dev/mapper/control`, a table in memory, forks |
 //! | 3: the program | [`sample`], [`place`], [`entry`] | one look at one file; where it lies |
+//! | | [`home`], [`mounts`] | which device that is, and whether its filesystem is mounted |
 //! | | [`pace`] | pauses between creates, for the device's I/O |
 //! | | [`config`] | settings and entries: what is followed, and how |
 //! | | [`mod@run`] | threads, queues, signals |
@@ -111,6 +112,7 @@ pub mod fit;
 pub mod fold;
 pub mod grid;
 pub mod group;
+pub mod home;
 pub mod kernel;
 pub mod launch;
 pub mod ledger;
@@ -118,6 +120,7 @@ pub mod merge;
 pub mod message;
 pub mod metrics;
 pub mod mode;
+pub mod mounts;
 pub mod pace;
 pub mod place;
 pub mod plan;

@@ -156,17 +156,32 @@ impl<D> Paced<D> {
     }
 }
 
-impl<D: Dm> Dm for Paced<D> {
-    fn message(&mut self, device: Device, text: &[u8]) -> io::Result<Reply> {
+impl<D: Dm> Paced<D> {
+    fn carry(
+        &mut self,
+        device: Device,
+        text: &[u8],
+        carry: impl FnOnce(&mut D) -> io::Result<Reply>,
+    ) -> io::Result<Reply> {
         let creates = text.starts_with(b"@stats_create ");
         let hurry = mem::take(&mut self.hurry);
         let began = creates.then(|| self.pacer.wait(device, hurry)).transpose()?;
-        let reply = self.dm.message(device, text);
+        let reply = carry(&mut self.dm);
         if let Some(began) = began {
             self.pacer.created(device, began, reply.is_ok());
         }
         self.pacer.answered(device);
         reply
+    }
+}
+
+impl<D: Dm> Dm for Paced<D> {
+    fn message(&mut self, device: Device, text: &[u8]) -> io::Result<Reply> {
+        self.carry(device, text, |dm| dm.message(device, text))
+    }
+
+    fn message_to(&mut self, device: Device, uuid: &[u8], text: &[u8]) -> io::Result<Reply> {
+        self.carry(device, text, |dm| dm.message_to(device, uuid, text))
     }
 
     fn hurry(&mut self) {

@@ -223,6 +223,8 @@ pub enum DeviceState {
     Ok,
     /// It has not for a while.
     Stuck,
+    /// It does, though its I/O waits until somebody resumes it.
+    Suspended,
     /// It is no longer there.
     Gone,
 }
@@ -234,6 +236,7 @@ impl DeviceState {
         match self {
             DeviceState::Ok => "ok",
             DeviceState::Stuck => "stuck",
+            DeviceState::Suspended => "suspended",
             DeviceState::Gone => "gone",
         }
     }
@@ -267,7 +270,8 @@ pub struct FileStatus {
     pub foreign_bytes: u64,
     /// Bytes of the file that are in none: holes, and what is not written yet.
     pub unmapped_bytes: u64,
-    /// One word, such as `following`.
+    /// One word, such as `following`. A file that is wanted and not followed is `unfit` if it
+    /// cannot be, and `away` if it went with its filesystem or its device and may come back.
     pub state: String,
     /// When its group was last made to show another map.
     #[serde(default, skip_serializing_if = "Option::is_none")]

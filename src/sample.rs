@@ -14,6 +14,7 @@ use crate::extent::{Extent, Extents};
 use crate::kernel::fiemap::{self, Mapped, Pages};
 use crate::kernel::inode;
 use crate::mode::Mode;
+use crate::mounts::{Lists, Mounts};
 use crate::place::is_realtime;
 use crate::sight::{Map, Sight, Stamp};
 
@@ -33,6 +34,19 @@ pub struct Reach {
     /// spares an open and a close per look, and on xfs before 6.12 each close, even of a reader,
     /// takes from a concurrent writer the room it has reserved.
     pub open: Option<File>,
+    /// Through which mount it was opened.
+    pub mount: Mount,
+}
+
+/// The mount through which a file was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mount {
+    /// It was not asked for yet.
+    Unasked,
+    /// One of another mount namespace, or the kernel does not tell.
+    Unseen,
+    /// The one with this id.
+    Seen(u32),
 }
 
 /// What tells an inode from all others that its filesystem had or will have.
@@ -88,6 +102,29 @@ pub fn look(
 }
 
 impl Reach {
+    /// Takes note of the mount through which the file is held open, by its inode. To be called soon
+    /// after it was opened: one that is not listed then belongs to another namespace, and whether
+    /// it is there still cannot be told.
+    pub fn note_mount(&mut self, lists: &Lists) {
+        let held = self.held_inode().filter(|_| self.mount == Mount::Unasked);
+        if let Some(file) = held {
+            let listed = inode::mount_id(file).filter(|id| lists.has(*id));
+            self.mount = listed.map_or(Mount::Unseen, Mount::Seen);
+        }
+    }
+
+    /// Whether the file is held open, by its inode, and the mount through which it was opened is no
+    /// more: `mounts` are what there is since the last look, or longer.
+    pub fn is_detached(&mut self, mounts: &Mounts) -> bool {
+        if self.held_inode().is_none() {
+            self.mount = Mount::Unasked; // it may be opened through another one
+        }
+        match self.mount {
+            Mount::Seen(id) => !mounts.has(id),
+            Mount::Unasked | Mount::Unseen => false,
+        }
+    }
+
     /// The descriptor that stands for the file, whatever is at its path.
     fn held_inode(&self) -> Option<&File> {
         self.open.as_ref().filter(|_| self.mode == Mode::Inode)
@@ -422,7 +459,7 @@ mod tests {
 
     fn by_path(path: &Path) -> Reach {
         let identity = Identity { inode: 0, generation: 0 };
-        Reach { mode: Mode::Path, path: path.into(), identity, open: None }
+        Reach { mode: Mode::Path, path: path.into(), identity, open: None, mount: Mount::Unasked }
     }
 
     fn identity(file: &File) -> Identity {
@@ -516,6 +553,26 @@ mod tests {
     }
 
     #[test]
+    fn the_mount_of_a_file_that_is_held_open_is_noted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x");
+        std::fs::write(&path, "data").unwrap();
+        let lists = Lists::open();
+        let mut reach = Reach { mode: Mode::Inode, ..by_path(&path) };
+        reach.note_mount(&lists);
+        assert_eq!(reach.mount, Mount::Unasked, "it is not open");
+        reach.open = Some(File::open(&path).unwrap());
+        reach.note_mount(&lists);
+        let id = inode::mount_id(reach.open.as_ref().unwrap());
+        assert_eq!(reach.mount, id.map_or(Mount::Unseen, Mount::Seen));
+        assert!(!reach.is_detached(&lists.mounts()));
+        reach.mount = Mount::Seen(u32::MAX);
+        assert!(reach.is_detached(&lists.mounts()), "there is no such mount");
+        reach.open = None;
+        assert!(!reach.is_detached(&lists.mounts()) && reach.mount == Mount::Unasked);
+    }
+
+    #[test]
     fn a_stamp_that_was_taken_is_not_taken_again() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x");
@@ -551,12 +608,8 @@ mod tests {
         let path = folder.path().join("x");
         std::fs::write(&path, "data").unwrap();
         let file = File::open(&path).unwrap();
-        let mut reach = Reach {
-            mode: Mode::Inode,
-            path: path.as_path().into(),
-            identity: identity(&file),
-            open: Some(file),
-        };
+        let (mode, identity) = (Mode::Inode, identity(&file));
+        let mut reach = Reach { mode, identity, open: Some(file), ..by_path(&path) };
         let other = File::open(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         assert!(matches!(compare(&reach, None), Sight::Changed(_)));

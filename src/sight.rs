@@ -64,6 +64,8 @@ pub enum Sight {
     },
     /// The file is unlinked and nobody else has it open.
     Unused,
+    /// It is open, and the mount through which it was opened is no more.
+    Unmounted,
     /// The file could not be looked at: why.
     Failed(String),
 }

@@ -7,8 +7,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::counters::{Histogram, Reading};
 use crate::dm::{Device, Dm};
-use crate::entry::{sysfs, uuid};
 use crate::extent::SECTOR_BYTES;
+use crate::home::{label, sysfs};
 use crate::kernel::devices::Named;
 use crate::request::{
     DeviceState, DeviceTotals, FileTotals, REGION_COST_NS, SCHEMA, Source, Totals,
@@ -46,7 +46,7 @@ pub fn device_totals(device: Device, name: &str) -> DeviceTotals {
     DeviceTotals {
         device: device.to_string(),
         name: name.to_owned(),
-        uuid: uuid(device),
+        uuid: String::from_utf8_lossy(&label(device).unwrap_or_default().uuid).into_owned(),
         files: 0,
         regions: 0,
         own_regions: 0,

@@ -182,7 +182,7 @@ fn a_group_that_shows_more_than_the_map_is_right_all_the_same_and_the_status_say
     let status = bench.engine.file_status(bench.now, FileId(0)).unwrap();
     assert_eq!((status.regions, status.extents, status.max_regions), (5, 8, 5));
     assert_eq!(status.foreign_sectors, 3 * 8);
-    let device = bench.engine.device_statuses(bench.now).next().unwrap();
+    let device = bench.engine.device_statuses().next().unwrap();
     assert_eq!((device.own_regions, device.regions), (5, Some(77)));
 }
 

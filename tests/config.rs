@@ -387,7 +387,7 @@ fn a_file_belongs_to_the_first_entry_that_matches_and_is_there_once() {
     ));
     let config = config.unwrap();
     let names = |max| {
-        let owners = owners(&config.rules, max);
+        let owners = owners(&config.rules, max, &mut |_| true);
         let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
         let files: Vec<_> = owners.files.iter().map(|(f, rule)| (name(&f.path), *rule)).collect();
         (files, owners.matched, owners.cut)

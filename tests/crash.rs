@@ -1245,7 +1245,7 @@ fn a_device_that_goes_away_in_the_middle_is_an_error() {
 }
 
 #[test]
-fn another_device_under_the_same_number_is_told_nothing_more() {
+fn another_device_under_the_same_number_is_told_nothing() {
     let replacements = [("vm", "LVM-other"), ("other", ""), ("other", "LVM-other")];
     for (stage, want) in stages(4) {
         for at in 1..Promise::new(&stage, &want).messages {
@@ -1253,11 +1253,12 @@ fn another_device_under_the_same_number_is_told_nothing_more() {
                 let deeds = vec![(at, Deed::ReplaceDevice(name, uuid))];
                 let mut cut = Cut { deeds, ..stage.cut() };
                 let result = Actor::Same(stage.group).run(&mut cut, Aim::Follow(&want));
-                let replaced = matches!(result, Err(Error::Replaced));
-                // A refusal does not say who refuses.
-                let refused = is_errno(&result, Errno::ENOENT);
-                assert!(replaced || refused, "{result:?} after\n{}", cut.story());
+                let error = result.expect_err("the group is gone with its device");
+                assert!(error.is_no_device(), "{error} after\n{}", cut.story());
                 assert_eq!(cut.log.len(), at + 1, "it went on\n{}", cut.story());
+                let rows = cut.theirs.values().map(|row| [row, &b"\n"[..]].concat());
+                let theirs: Vec<u8> = rows.flatten().collect();
+                assert_eq!(listing_of(&mut cut.memory), theirs, "it was told something");
             }
         }
     }
@@ -1555,7 +1556,7 @@ fn what_was_created_is_not_taken_back_from_another_device() {
     let deeds = vec![(2, Deed::ReplaceDevice("new", "LVM-new"))];
     let mut cut = Cut { deeds, ..stage.cut() };
     let result = Actor::Same(stage.group).run(&mut cut, Aim::Follow(&want));
-    assert!(matches!(result, Err(Error::Replaced)), "{result:?}");
+    assert!(result.as_ref().is_err_and(Error::is_no_device), "{result:?}");
     let listing = listing_of(&mut cut.memory);
     let rows: Vec<&[u8]> = listing.split(|&byte| byte == b'\n').collect();
     assert!(cut.theirs.values().all(|row| rows.contains(&row.as_slice())), "{}", cut.story());

@@ -461,7 +461,8 @@ fn a_reply_says_which_device_answered() {
     vm::sh("dmsetup create one -u LVM-x --table '0 8 linear /dev/ram0 0'");
     let device = vm::device("/dev/mapper/one".as_ref());
     let mut control = Control::open().unwrap();
-    let who = |reply: Reply| (String::from_utf8(reply.name), String::from_utf8(reply.uuid));
+    let who =
+        |reply: Reply| (String::from_utf8(reply.label.name), String::from_utf8(reply.label.uuid));
     let expected = |name: &str, uuid: &str| (Ok(name.to_owned()), Ok(uuid.to_owned()));
     let reply = control.message(device, b"@stats_create - /1").unwrap();
     assert_eq!(reply.text, b"0");

@@ -653,8 +653,6 @@ fn a_device_has_a_bounded_share_of_the_work_and_holds_up_no_other() {
         .collect();
     assert_eq!(out.len(), MAPPING_MAX, "{out:?}");
     assert!(out.iter().all(|batch| stuck(batch.device) && batch.looks.len() <= MAPS_MAX));
-    let statuses: Vec<_> = crowd.engine.device_statuses(crowd.now).collect();
-    assert_eq!(statuses[1].looking, 20 * SECOND);
     let lags = [0, 1].map(|file| crowd.engine.file_status(crowd.now, FileId(file)).unwrap().lag);
     assert!(lags[0] <= SECOND / 50 && lags[1] == 20 * SECOND, "{lags:?}");
 }

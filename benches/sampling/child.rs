@@ -17,7 +17,7 @@ use dmfilemapd::kernel::Memory;
 use dmfilemapd::kernel::process::raise_descriptor_limit;
 use dmfilemapd::mode::Mode;
 use dmfilemapd::run::{self, Entry, Manners};
-use dmfilemapd::sample::{self, Identity, Reach};
+use dmfilemapd::sample::{self, Identity, Mount, Reach};
 use dmfilemapd::shape::Limits;
 use dmfilemapd::update::Template;
 use nix::sys::signal::{Signal, raise};
@@ -168,7 +168,13 @@ fn entry(path: &Arc<Path>) -> std::io::Result<Entry> {
     let identity = Identity { inode: metadata.ino(), generation: 0 };
     let (mode, pace, limits) = (Mode::Inode, Pace::fixed(INTERVAL), Limits::NONE);
     Ok(Entry {
-        reach: Reach { mode, path: path.clone(), identity, open: Some(open) },
+        reach: Reach {
+            mode,
+            path: path.clone(),
+            identity,
+            open: Some(open),
+            mount: Mount::Unasked,
+        },
         spec: Spec { mode, device, group: None, restless: false, pace, limits },
         template: Template {
             program_id: b"dmstats".to_vec(),
@@ -177,6 +183,7 @@ fn entry(path: &Arc<Path>) -> std::io::Result<Entry> {
             bounds: Vec::new(),
         },
         mark: Mark { key: metadata.ino(), nonce: 1 },
+        home: None,
     })
 }
 

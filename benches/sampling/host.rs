@@ -15,7 +15,7 @@ use dmfilemapd::group::Mark;
 use dmfilemapd::kernel::fiemap::Pages;
 use dmfilemapd::message::RegionId;
 use dmfilemapd::mode::Mode;
-use dmfilemapd::sample::{self, Identity, Reach};
+use dmfilemapd::sample::{self, Identity, Mount, Reach};
 use dmfilemapd::shape::Limits;
 use dmfilemapd::sight::Sight;
 use dmfilemapd::update::{Group, Updated};
@@ -78,7 +78,8 @@ impl Host {
         let identity = Identity { inode: metadata.ino(), generation: 0 };
         let file = self.engine.follow(self.now, spec);
         assert_eq!(file.index(), self.reaches.len(), "files are numbered as they come");
-        self.reaches.push(Some(Reach { mode, path: path.clone(), identity, open }));
+        let (path, mount) = (path.clone(), Mount::Unasked);
+        self.reaches.push(Some(Reach { mode, path, identity, open, mount }));
         Ok(())
     }
 

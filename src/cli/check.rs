@@ -78,7 +78,7 @@ pub fn main(arguments: &Arguments) -> Result<Exit, Failure> {
 }
 
 fn check(config: &Config) -> Checked {
-    let owners = owners(&config.rules, config.settings.max_files);
+    let owners = owners(&config.rules, config.settings.max_files, &mut |_| true);
     let mut own = vec![0; config.rules.len()];
     for (_, rule) in &owners.files {
         own[*rule] += 1;

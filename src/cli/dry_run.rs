@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::dm::{Device, Dm, Reply};
-use crate::entry::describe;
+use crate::dm::{Device, Dm, Label, Reply};
+use crate::home::{label, sectors};
 use crate::kernel::memory::Memory;
 use crate::message::{Message, parse_list};
 
@@ -24,7 +24,7 @@ impl DryRun {
         let reply = dm.message(device, &list.encode()).map_err(|error| error.to_string())?;
         let mut memory = self.memory.lock();
         memory.set_bytes_max(u64::MAX); // the kernel has had room for them
-        memory.add_device(device, 0, reply.name, reply.uuid);
+        memory.add_device(device, 0, reply.label.name, reply.label.uuid);
         for row in parse_list(&reply.text).map_err(|error| error.to_string())? {
             memory.insert(device, &row).map_err(|error| error.to_string())?;
         }
@@ -40,8 +40,8 @@ impl Dm for DryRun {
         let mut memory = self.memory.lock();
         match memory.message(device, text) {
             Err(error) if error.raw_os_error() == Some(nix::libc::ENXIO) => {
-                let (name, sectors) = describe(device);
-                memory.add_device(device, sectors, name.as_bytes(), b"");
+                let Label { name, uuid } = label(device).unwrap_or_default();
+                memory.add_device(device, sectors(device), name, uuid);
                 memory.message(device, text)
             }
             answer => answer,

@@ -13,8 +13,8 @@ use serde::Serialize;
 use super::json::{self, Document};
 use super::{Exit, Failure};
 use crate::config::{self, Layer};
-use crate::entry::describe;
 use crate::extent::SECTOR_BYTES;
+use crate::home::{label, sectors};
 use crate::kernel::control::Control;
 use crate::kernel::fiemap::Pages;
 use crate::kernel::process::end_at_broken_pipe;
@@ -106,14 +106,14 @@ pub fn main(arguments: &Arguments) -> Result<Exit, Failure> {
             (if map.is_some() { exit } else { Exit::Failed }, None, Some(error))
         }
     };
-    let (device_name, sectors) = describe(place.device);
+    let device_name = label(place.device).unwrap_or_default().name;
     let explanation = Explanation {
         mount: mount(&path),
         path: FilePath(path),
         inode: place.inode,
         device: place.device.to_string(),
-        device_name,
-        device_bytes: sectors * SECTOR_BYTES,
+        device_name: String::from_utf8_lossy(&device_name).into_owned(),
+        device_bytes: sectors(place.device) * SECTOR_BYTES,
         map,
         unusable,
         obstacle,

@@ -10,6 +10,7 @@ use super::{Exit, Failure};
 use crate::config::{Nameless, Terms, unique_aliases};
 use crate::dm::{Device, Dm};
 use crate::entry::{entry, mark};
+use crate::home::Home;
 use crate::message::RegionId;
 use crate::mode::Mode;
 use crate::place::{self, Obstacle, Place};
@@ -81,6 +82,7 @@ impl Files {
                 entry(Some(file), &path, terms.mode, &place, group, template, terms.pace());
             // Nobody keeps what regions have counted that are folded.
             entry.spec.limits = Limits { fold_above: None, ..terms.limits };
+            entry.home = Home::of(place.device);
             entries.push((entry, keys));
         }
         Ok(entries)

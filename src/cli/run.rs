@@ -59,7 +59,7 @@ pub fn main(arguments: Arguments) -> Result<Exit, Failure> {
 /// With FILE: follows these, all of which must be fit for it, and ends with the last.
 fn follow<D: Dm + Send + 'static>(
     mut dm: D,
-    open: impl Fn() -> io::Result<D> + 'static,
+    open: impl Fn() -> io::Result<D> + Send + Sync + 'static,
     files: &Files,
     config: &config::Settings,
 ) -> Result<Exit, Failure> {

@@ -9,7 +9,7 @@ use super::json::{self, Document};
 use super::overrides::GroupOverrides;
 use super::{Exit, Failure};
 use crate::config::Terms;
-use crate::dm::Dm;
+use crate::dm::{Dm, Known};
 use crate::entry::random;
 use crate::extent::SECTOR_BYTES;
 use crate::kernel::control::Control;
@@ -118,7 +118,8 @@ fn update_one(
     let updated = match found {
         Some(group) => update::update(dm, device, group, want).map(Some),
         None => {
-            let Entry { template, mark, .. } = entry;
+            let Entry { template, mark, home, .. } = entry;
+            let dm = Known { dm, label: home.as_ref().map(|home| &home.label) };
             update::establish(dm, device, template, *mark, claim, want)
         }
     };
@@ -160,6 +161,6 @@ fn read(reach: &mut Reach) -> Result<Map, String> {
         Sight::Mapped(_, map) => Ok(map),
         Sight::Absent { found: why, .. } | Sight::Failed(why) => Err(why),
         Sight::Unused => Err("it was unlinked meanwhile".to_owned()),
-        Sight::Same | Sight::Changed(_) => unreachable!("a look reads the map"),
+        Sight::Same | Sight::Changed(_) | Sight::Unmounted => unreachable!("a look reads the map"),
     }
 }

@@ -26,7 +26,7 @@ use std::time::Duration;
 pub use alias::{AliasTemplate, BadTemplate, Nameless, unique_aliases};
 use document::Entry;
 pub use keys::{KEYS, Key, Place, Setting, Writing};
-pub use pattern::{Expansion, Found, Owners, Pattern, expand, owners};
+pub use pattern::{Ask, Expansion, Found, Owners, Pattern, Touch, device_towards, expand, owners};
 
 use crate::engine::Pace;
 use crate::mode::Mode;

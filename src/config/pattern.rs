@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -130,6 +130,18 @@ pub struct Found {
     pub inode: u64,
 }
 
+/// What is about to be touched, which may take as long as a device does.
+#[derive(Clone, Copy, Debug)]
+pub enum Touch<'a> {
+    /// A filesystem on this device.
+    Device(Device),
+    /// Where this link leads to, and all that is on the way.
+    Link(&'a Path),
+}
+
+/// Is asked each time before something is touched, and says whether it may be.
+pub type Ask<'a> = dyn FnMut(Touch<'_>) -> bool + 'a;
+
 /// What a pattern matches now.
 #[derive(Debug, Default)]
 pub struct Expansion {
@@ -139,65 +151,124 @@ pub struct Expansion {
     pub cut: bool,
     /// What could not be read, a hundred of them at the most.
     pub problems: Vec<(PathBuf, io::Error)>,
+    /// What was not to be touched: there may be more files at and below these paths.
+    pub skipped: Vec<PathBuf>,
 }
 
-/// Finds the regular files that a pattern matches now, `max` of them at the most.
+/// Finds the regular files that a pattern matches now, `max` of them at the most, and touches only
+/// what `ask` lets it.
 ///
 /// Symbolic links are followed, but `**` does not enter folders through them. A pattern that is the
 /// path of a file matches that file too. Names that are not UTF-8 are matched as they are shown,
 /// with U+FFFD for what is none.
 #[must_use]
-pub fn expand(pattern: &Pattern, max: usize) -> Expansion {
-    let mut walk =
-        Walk { pattern, max, names_left: NAMES_MAX, found: BTreeMap::new(), out: <_>::default() };
-    let plain: PathBuf = Path::new(&pattern.text).components().collect();
-    if plain.is_file() {
-        walk.take(&plain);
+pub fn expand(pattern: &Pattern, max: usize, ask: &mut Ask<'_>) -> Expansion {
+    let (found, out) = (BTreeMap::new(), Expansion::default());
+    let mut walk = Walk { pattern, max, names_left: NAMES_MAX, found, out, ask };
+    let names = pattern.text.split('/').filter(|name| !name.is_empty());
+    let plain: Vec<Step> = names.map(|name| Step::Name(name.to_owned())).collect();
+    if plain != pattern.steps {
+        walk.start(&plain);
+        walk.out.problems.clear(); // those that matter come again
     }
-    walk.enter(Path::new("/"), &pattern.steps);
+    walk.start(&pattern.steps);
     walk.out.files = walk.found.into_values().collect();
     walk.out
 }
 
-struct Walk<'a> {
+/// The device on which the path ends, or on which it would if it went on.
+///
+/// `None` if something on the way there is not to be touched.
+pub fn device_towards(path: &Path, ask: &mut Ask<'_>) -> Option<Device> {
+    let mut device = sample::device(&fs::metadata("/").ok()?);
+    let mut here = PathBuf::from("/");
+    for part in path.components().skip(1) {
+        here.push(part);
+        match see(&here, device, ask)? {
+            Ok(metadata) => device = sample::device(&metadata),
+            Err(_) => break,
+        }
+    }
+    Some(device)
+}
+
+/// What is at the path, whose folder is on that device; `None` if it is not to be touched.
+fn see(path: &Path, device: Device, ask: &mut Ask<'_>) -> Option<io::Result<Metadata>> {
+    if !ask(Touch::Device(device)) {
+        return None;
+    }
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_symlink() => ask(Touch::Link(path)).then(|| fs::metadata(path)),
+        seen => Some(seen),
+    }
+}
+
+struct Walk<'a, 'b> {
     pattern: &'a Pattern,
     max: usize,
     names_left: usize,
     found: BTreeMap<PathBuf, Found>,
     out: Expansion,
+    ask: &'a mut Ask<'b>,
 }
 
-impl Walk<'_> {
-    fn enter(&mut self, path: &Path, steps: &[Step]) {
-        if self.out.cut {
+impl Walk<'_, '_> {
+    fn start(&mut self, steps: &[Step]) {
+        let root = Path::new("/");
+        match fs::metadata(root) {
+            Ok(metadata) => self.go_on(root, &metadata, steps), // it is always in memory
+            Err(error) => self.report(root, error),
+        }
+    }
+
+    /// Goes to what is at the path, whose folder is on that device.
+    fn enter(&mut self, path: &Path, device: Device, steps: &[Step]) {
+        let passed = || self.found.contains_key(path) || self.pattern.excludes(path);
+        if self.out.cut || steps.is_empty() && passed() {
             return;
         }
+        match see(path, device, self.ask) {
+            Some(Ok(metadata)) => self.go_on(path, &metadata, steps),
+            Some(Err(error)) => self.report(path, error),
+            None => self.out.skipped.push(path.to_owned()),
+        }
+    }
+
+    fn go_on(&mut self, path: &Path, metadata: &Metadata, steps: &[Step]) {
         let Some((step, rest)) = steps.split_first() else {
-            return self.take(path);
+            return self.take(path, metadata);
         };
+        if !metadata.is_dir() {
+            return;
+        }
+        let device = sample::device(metadata);
         match step {
-            Step::Name(name) => self.enter(&path.join(name), rest),
+            Step::Name(name) => self.enter(&path.join(name), device, rest),
             Step::Wild(pattern) => {
-                for (name, _) in self.names(path) {
+                for (name, _) in self.names(path, device) {
                     if pattern.matches_with(&name.to_string_lossy(), OPTIONS) {
-                        self.enter(&path.join(name), rest);
+                        self.enter(&path.join(name), device, rest);
                     }
                 }
             }
             Step::Folders => {
-                self.enter(path, rest);
-                for (name, is_folder) in self.names(path) {
+                self.go_on(path, metadata, rest);
+                for (name, is_folder) in self.names(path, device) {
                     if is_folder && !name.as_encoded_bytes().starts_with(b".") {
-                        self.enter(&path.join(name), steps);
+                        self.enter(&path.join(name), device, steps);
                     }
                 }
             }
         }
     }
 
-    /// The sorted names in a folder, and whether each is one of a folder. None if it is none.
-    fn names(&mut self, folder: &Path) -> BTreeMap<OsString, bool> {
+    /// The sorted names in a folder, and whether each is one of a folder.
+    fn names(&mut self, folder: &Path, device: Device) -> BTreeMap<OsString, bool> {
         let mut names = BTreeMap::new();
+        if !(self.ask)(Touch::Device(device)) {
+            self.out.skipped.push(folder.to_owned());
+            return names;
+        }
         let entries = match fs::read_dir(folder) {
             Ok(entries) => entries,
             Err(error) => {
@@ -219,20 +290,17 @@ impl Walk<'_> {
         names
     }
 
-    fn take(&mut self, path: &Path) {
-        if self.found.contains_key(path) || self.pattern.excludes(path) {
+    fn take(&mut self, path: &Path, metadata: &Metadata) {
+        if !metadata.is_file() {
             return;
         }
-        match fs::metadata(path) {
-            Ok(metadata) if !metadata.is_file() => {}
-            Ok(_) if self.found.len() >= self.max => self.out.cut = true,
-            Ok(metadata) => {
-                let (device, inode) = (sample::device(&metadata), metadata.ino());
-                let found = Found { path: path.to_owned(), device, inode };
-                self.found.insert(path.to_owned(), found);
-            }
-            Err(error) => self.report(path, error),
+        if self.found.len() >= self.max {
+            self.out.cut = true;
+            return;
         }
+        let (device, inode) = (sample::device(metadata), metadata.ino());
+        let found = Found { path: path.to_owned(), device, inode };
+        self.found.insert(path.to_owned(), found);
     }
 
     /// What is not there, or gone again, is no problem: it does not match.
@@ -255,6 +323,8 @@ pub struct Owners {
     pub cut: bool,
     /// What could not be read.
     pub problems: Vec<(PathBuf, io::Error)>,
+    /// What was not to be touched, and the rule that leads there.
+    pub skipped: Vec<(PathBuf, usize)>,
 }
 
 /// Finds the files that the rules match now, `max` of them at the most.
@@ -262,14 +332,15 @@ pub struct Owners {
 /// A file belongs to the first rule that matches it, and is there once: of the paths that lead to
 /// the same inode it is there by the first.
 #[must_use]
-pub fn owners(rules: &[Rule], max: usize) -> Owners {
+pub fn owners(rules: &[Rule], max: usize, ask: &mut Ask<'_>) -> Owners {
     let mut owners = Owners::default();
     let mut seen = BTreeSet::new();
     for (at, rule) in rules.iter().enumerate() {
-        let Expansion { files, cut, problems } = expand(&rule.pattern, max);
+        let Expansion { files, cut, problems, skipped } = expand(&rule.pattern, max, ask);
         owners.matched.push(files.len());
         owners.cut |= cut;
         owners.problems.extend(problems);
+        owners.skipped.extend(skipped.into_iter().map(|path| (path, at)));
         for found in files {
             if seen.contains(&(found.device, found.inode)) {
                 continue;
@@ -291,11 +362,15 @@ mod tests {
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt as _;
 
+    fn all(pattern: &Pattern, max: usize) -> Expansion {
+        expand(pattern, max, &mut |_| true)
+    }
+
     /// The files below a new folder that the pattern matches, by the rest of their paths.
     fn matches(root: &Path, pattern: &str, exclude: &[&str], max: usize) -> (Vec<String>, bool) {
         let pattern = format!("{}/{pattern}", root.display());
         let exclude: Vec<String> = exclude.iter().map(|text| (*text).to_owned()).collect();
-        let expansion = expand(&Pattern::new(&pattern, &exclude).unwrap(), max);
+        let expansion = all(&Pattern::new(&pattern, &exclude).unwrap(), max);
         assert!(expansion.problems.is_empty(), "{:?}", expansion.problems);
         let rest = |found: &Found| found.path.strip_prefix(root).unwrap().display().to_string();
         (expansion.files.iter().map(rest).collect(), expansion.cut)
@@ -362,14 +437,10 @@ mod tests {
     fn no_more_names_are_read_than_allowed() {
         let root = tree(&["a", "b", "c"]);
         let pattern = Pattern::new(&format!("{}/*", root.path().display()), &[]).unwrap();
-        let mut walk = Walk {
-            pattern: &pattern,
-            max: 9,
-            names_left: 2,
-            found: BTreeMap::new(),
-            out: Expansion::default(),
-        };
-        walk.enter(Path::new("/"), &pattern.steps);
+        let (found, out) = (BTreeMap::new(), Expansion::default());
+        let mut walk =
+            Walk { pattern: &pattern, max: 9, names_left: 2, found, out, ask: &mut |_| true };
+        walk.start(&pattern.steps);
         assert!(walk.out.cut && walk.names_left == 0);
     }
 
@@ -384,12 +455,54 @@ mod tests {
         assert_eq!(matches(root.path(), "d/up/a", &[], 9).0, ["d/up/a"]);
     }
 
+    /// What a walk asks for, in order, and what it finds if these paths are not to be touched.
+    fn asked(text: &str, refused: impl Fn(Touch<'_>) -> bool) -> (Vec<String>, Expansion) {
+        let mut asked = Vec::new();
+        let mut ask = |touch: Touch<'_>| {
+            asked.push(match touch {
+                Touch::Device(device) => device.to_string(),
+                Touch::Link(path) => path.display().to_string(),
+            });
+            !refused(touch)
+        };
+        let expansion = expand(&Pattern::new(text, &[]).unwrap(), 9, &mut ask);
+        (asked, expansion)
+    }
+
+    #[test]
+    fn nothing_is_touched_without_leave() {
+        let root = tree(&["a/x", "b/x"]);
+        std::os::unix::fs::symlink("b", root.path().join("c")).unwrap();
+        let text = format!("{}/*/x", root.path().display());
+        let device = sample::device(&root.path().metadata().unwrap());
+        let (asked, found) = asked(&text, |_| false);
+        assert_eq!((found.files.len(), found.skipped.len()), (3, 0));
+        let link = root.path().join("c").display().to_string();
+        assert!(asked.contains(&link) && asked.contains(&device.to_string()), "{asked:?}");
+
+        let (_, found) = self::asked(&text, |touch| matches!(touch, Touch::Link(_)));
+        assert_eq!((found.files.len(), found.skipped), (2, vec![root.path().join("c")]));
+        let (asked, found) = self::asked(&text, |touch| matches!(touch, Touch::Device(_)));
+        assert_eq!((found.files.len(), asked.len()), (0, 2), "no way in, for either reading");
+        let first = root.path().components().nth(1).unwrap();
+        assert_eq!(found.skipped, [Path::new("/").join(first), Path::new("/").join(first)]);
+    }
+
+    #[test]
+    fn the_device_of_a_path_is_known_without_going_there() {
+        let root = tree(&["a"]);
+        let device = sample::device(&root.path().metadata().unwrap());
+        let of = |name: &str, may: bool| device_towards(&root.path().join(name), &mut |_| may);
+        assert_eq!([of("a", true), of("b/c", true)], [Some(device); 2]);
+        assert_eq!(of("a", false), None);
+    }
+
     #[test]
     fn what_cannot_be_read_is_told() {
         let root = tree(&[]);
         std::os::unix::fs::symlink("loop", root.path().join("loop")).unwrap();
         let text = format!("{}/loop/*", root.path().display());
-        let expansion = expand(&Pattern::new(&text, &[]).unwrap(), 9);
+        let expansion = all(&Pattern::new(&text, &[]).unwrap(), 9);
         assert!(expansion.files.is_empty());
         assert_eq!(expansion.problems[0].0, root.path().join("loop"));
     }
@@ -402,7 +515,7 @@ mod tests {
             std::os::unix::fs::symlink(&link, root.path().join(&link)).unwrap();
         }
         let text = format!("{}/*/x", root.path().display());
-        assert_eq!(expand(&Pattern::new(&text, &[]).unwrap(), 9).problems.len(), PROBLEMS_MAX);
+        assert_eq!(all(&Pattern::new(&text, &[]).unwrap(), 9).problems.len(), PROBLEMS_MAX);
     }
 
     #[test]
@@ -411,7 +524,7 @@ mod tests {
         let path = root.path().join(OsStr::from_bytes(b"\xff.img"));
         fs::write(&path, "").unwrap();
         let text = format!("{}/?.img", root.path().display());
-        let files = expand(&Pattern::new(&text, &[]).unwrap(), 9).files;
+        let files = all(&Pattern::new(&text, &[]).unwrap(), 9).files;
         assert_eq!(files.iter().map(|found| &found.path).collect::<Vec<_>>(), [&path]);
     }
 

@@ -120,11 +120,6 @@ impl Lane {
             && self.mapping.iter().any(Option::is_none)
     }
 
-    /// When the oldest of the looks that are under way was begun.
-    pub(super) fn looking_since(&self) -> Option<Time> {
-        self.mapping.iter().copied().flatten().chain(self.stamping).min()
-    }
-
     pub(super) fn is_to_be_swept(&self, now: Time) -> bool {
         self.files > 0 && self.ordering.is_none() && self.sweep <= now
     }

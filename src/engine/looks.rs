@@ -67,6 +67,7 @@ impl Engine {
             Sight::Mapped(stamp, map) => self.mapped(now, file, stamp, map, actions),
             Sight::Failed(why) => self.failed(now, file, why, actions),
             Sight::Unused => self.end(now, file, End::Unused, actions),
+            Sight::Unmounted => self.let_go(now, file, End::Unmounted, actions),
             Sight::Absent { found, beside } => {
                 let since = *followed.trouble().absent_since.get_or_insert(now);
                 followed.stamp = None;

@@ -31,10 +31,10 @@ pub enum End {
     Unused,
     /// There is nothing to follow at its path: what was found.
     Absent(String),
-    /// Its filesystem is not mounted at its path any more. The group stays: it is the file's that
-    /// comes back with the filesystem.
+    /// Its filesystem is not mounted any more where the file was found. The group stays: it is the
+    /// file's that comes back with the filesystem.
     Unmounted,
-    /// Its device is gone.
+    /// Its device is gone, and the group with it; another one may have its number.
     NoDevice,
     /// Its group is gone or another process follows it: which.
     NotOurs(String),

@@ -102,10 +102,6 @@ pub struct DeviceStatus {
     pub regions: Option<u64>,
     /// Members of the files' groups.
     pub own_regions: u64,
-    /// How long the oldest look that is under way for it has taken so far.
-    pub looking: Duration,
-    /// How long what is under way for its groups has taken so far.
-    pub ordering: Duration,
 }
 
 impl Engine {
@@ -144,16 +140,13 @@ impl Engine {
         })
     }
 
-    /// How the devices are doing at `now`: those that files lie on.
-    pub fn device_statuses(&self, now: Time) -> impl Iterator<Item = DeviceStatus> {
-        let since = move |began: Option<Time>| began.map_or(Duration::ZERO, |at| now.since(at));
-        let status = move |lane: &Lane| DeviceStatus {
+    /// The devices that files lie on.
+    pub fn device_statuses(&self) -> impl Iterator<Item = DeviceStatus> {
+        let status = |lane: &Lane| DeviceStatus {
             device: lane.device,
             files: lane.files,
             regions: lane.regions,
             own_regions: lane.own_regions,
-            looking: since(lane.looking_since()),
-            ordering: since(lane.ordering),
         };
         self.lanes.iter().filter(|lane| lane.files > 0).map(status)
     }

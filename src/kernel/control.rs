@@ -10,7 +10,8 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
-use crate::dm::{Device, Dm, Reply, Turn};
+use crate::dm::{Device, Dm, Label, Reply, Turn};
+use crate::kernel::apart;
 use crate::kernel::devices::{Named, parse_names};
 
 const NODE: &str = "/dev/mapper/control";
@@ -92,6 +93,24 @@ mod ioctl {
 /// One of the four above.
 type Command = unsafe fn(RawFd, *mut Header) -> nix::Result<libc::c_int>;
 
+/// By what the kernel finds a device.
+#[derive(Clone, Copy)]
+enum Address<'a> {
+    /// Its encoded number.
+    Number(u64),
+    /// Its uuid.
+    Uuid(&'a [u8]),
+}
+
+/// Which process makes a call.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum By {
+    /// This one.
+    Us,
+    /// One of its own, in which the call may last forever; the buffer has to be on the heap.
+    Another,
+}
+
 impl Header {
     /// A request of `data_size` bytes in all, to device number `dev`.
     ///
@@ -113,6 +132,15 @@ impl Header {
             data: [0; 7],
         }
     }
+
+    /// Likewise, to the device with this uuid, whatever its number is: the kernel takes one of the
+    /// two. `None` for one that is no uuid.
+    fn to_uuid(uuid: &[u8], data_size: u32) -> Option<Header> {
+        let mut header = Header::new(0, data_size);
+        let fits = uuid.len() < header.uuid.len(); // a NUL ends it
+        header.uuid.get_mut(..uuid.len()).filter(|_| fits)?.copy_from_slice(uuid);
+        Some(header)
+    }
 }
 
 /// Sends `header` and what stands behind it in `buffer`; the answer stands there afterwards, and
@@ -122,6 +150,7 @@ fn call(
     command: Command,
     header: &Header,
     buffer: &mut [u64],
+    by: By,
 ) -> Result<Header, Errno> {
     let needed = header.data_size.max(HEADER) as usize;
     assert!(size_of_val(buffer) >= needed, "a buffer shorter than it says");
@@ -131,10 +160,15 @@ fn call(
         // long as one and as `data_size`, as asserted above. The kernel reads and writes within
         // `data_size` bytes from `pointer`, and keeps no pointer beyond the call. Every bit
         // pattern is a valid `Header` and a valid `u64`, and a `Header` has no padding that could
-        // leave a part of one unset. Nobody else sees `buffer`: it is borrowed mutably.
+        // leave a part of one unset. Nobody else sees `buffer`: it is borrowed mutably. Where
+        // another process makes the call, it is on the heap.
         let answer = unsafe {
             pointer.write(*header);
-            command(file.as_raw_fd(), pointer).map(|_| pointer.read())
+            let answer = match by {
+                By::Us => command(file.as_raw_fd(), pointer),
+                By::Another => apart::ioctl(command, file.as_raw_fd(), pointer),
+            };
+            answer.map(|_| pointer.read())
         };
         match answer {
             Err(Errno::EINTR) => {}
@@ -240,7 +274,8 @@ impl Control {
         let file = OpenOptions::new().read(true).write(true).open(NODE);
         let file = file.map_err(OpenError::of_node)?;
         let mut buffer = vec![0; SECTOR_AT];
-        let answer = call(&file, ioctl::dm_version, &Header::new(0, HEADER), &mut buffer);
+        let request = Header::new(0, HEADER);
+        let answer = call(&file, ioctl::dm_version, &request, &mut buffer, By::Us);
         let version = answer.map_err(OpenError::of_driver)?.version;
         Ok(Control { file, version, buffer, memos: BTreeMap::new(), traffic: Traffic::default() })
     }
@@ -264,8 +299,8 @@ impl Control {
     pub fn is_suspended(&self, device: Device) -> io::Result<bool> {
         let dev = encode(device).ok_or(Errno::ENXIO)?;
         let mut buffer = [0; SECTOR_AT];
-        let header =
-            call(&self.file, ioctl::dm_dev_status, &Header::new(dev, HEADER), &mut buffer)?;
+        let request = Header::new(dev, HEADER);
+        let header = call(&self.file, ioctl::dm_dev_status, &request, &mut buffer, By::Us)?;
         Ok(header.flags & SUSPENDED != 0)
     }
 
@@ -280,7 +315,7 @@ impl Control {
             let size = u32::try_from(offer).ok().filter(|size| *size <= OFFER_MAX);
             let request = Header::new(0, size.ok_or(Errno::EFBIG)?);
             let mut buffer = vec![0; offer / WORD];
-            let header = call(&self.file, ioctl::dm_list_devices, &request, &mut buffer)?;
+            let header = call(&self.file, ioctl::dm_list_devices, &request, &mut buffer, By::Us)?;
             if header.flags & BUFFER_FULL == 0 {
                 let answer = bytes_of(&buffer);
                 let (start, end) = (header.data_start as usize, header.data_size as usize);
@@ -316,10 +351,16 @@ impl Control {
     /// Sends `text`, again with twice the room if the reply did not fit. That is safe: a message
     /// whose reply does not fit has changed nothing (`message_stats_create()` looks before it
     /// creates, `dm_stats_print()` before it clears).
-    fn exchange(&mut self, dev: u64, text: &[u8], offer: usize) -> io::Result<Header> {
+    fn exchange(
+        &mut self,
+        to: Address<'_>,
+        text: &[u8],
+        offer: usize,
+        by: By,
+    ) -> io::Result<Header> {
         let mut offer = offer.max(TEXT_AT * WORD + text.len() + 1);
         loop {
-            let header = self.send(dev, text, offer)?;
+            let header = self.send(to, text, offer, by)?;
             if header.flags & BUFFER_FULL == 0 {
                 return Ok(header);
             }
@@ -328,19 +369,23 @@ impl Control {
     }
 
     /// Sends `text` with `offer` bytes for it and its reply.
-    fn send(&mut self, dev: u64, text: &[u8], offer: usize) -> io::Result<Header> {
+    fn send(&mut self, to: Address<'_>, text: &[u8], offer: usize, by: By) -> io::Result<Header> {
         let words = offer.div_ceil(WORD);
         let size = u32::try_from(words * WORD).ok().filter(|size| *size <= OFFER_MAX);
         let size = size.ok_or_else(|| too_long(text))?;
         if self.buffer.len() < words {
             self.buffer.resize(words, 0);
         }
+        let header = match to {
+            Address::Number(dev) => Header::new(dev, size),
+            Address::Uuid(uuid) => Header::to_uuid(uuid, size).ok_or(Errno::ENXIO)?,
+        };
         let buffer = &mut self.buffer[..words];
         buffer[SECTOR_AT] = 0;
         write_text(&mut buffer[TEXT_AT..], text);
         self.traffic.messages += 1;
         self.traffic.bytes += u64::from(size);
-        Ok(call(&self.file, ioctl::dm_target_msg, &Header::new(dev, size), buffer)?)
+        Ok(call(&self.file, ioctl::dm_target_msg, &header, buffer, by)?)
     }
 
     /// The reply that the buffer holds, if `header` tells the truth about it.
@@ -366,26 +411,15 @@ impl Dm for Control {
     /// no sense or comes from another device.
     fn message(&mut self, device: Device, text: &[u8]) -> io::Result<Reply> {
         let dev = encode(device).ok_or(Errno::ENXIO)?;
-        if text.contains(&0) {
-            return Err(Errno::EINVAL.into());
-        }
-        let kind = Kind::of(text);
-        let mut memo = self.memos.get(&device).copied().unwrap_or_default();
-        if kind == Kind::Create && text.len() > CREATE_MAX {
-            return Err(Errno::ENOMEM.into());
-        }
-        let header = self.exchange(dev, text, memo.offer(kind)).inspect_err(|error| {
-            if error.raw_os_error() == Some(libc::ENXIO) {
-                self.memos.remove(&device); // the number may come back as another device
-            }
-        })?;
-        let reply = self.reply(&header).filter(|_| header.dev == dev);
-        let text = reply.ok_or_else(|| senseless(device, &header))?;
-        memo.fitted(kind, text.len());
-        self.memos.insert(device, memo);
-        self.buffer.truncate(KEEP_MAX / WORD);
-        self.buffer.shrink_to(KEEP_MAX / WORD);
-        Ok(Reply { name: c_string(&header.name), uuid: c_string(&header.uuid), text })
+        self.carry(device, Address::Number(dev), text)
+    }
+
+    /// # Errors
+    ///
+    /// As [`Control::message`]; if the uuid is that of a device with another number by now, the
+    /// message has reached that one.
+    fn message_to(&mut self, device: Device, uuid: &[u8], text: &[u8]) -> io::Result<Reply> {
+        self.carry(device, Address::Uuid(uuid), text)
     }
 
     /// A lock that nobody else takes: neither the kernel nor LVM2 locks the control node.
@@ -407,10 +441,52 @@ impl Dm for Control {
     }
 }
 
+impl Control {
+    fn carry(&mut self, device: Device, to: Address<'_>, text: &[u8]) -> io::Result<Reply> {
+        let dev = encode(device).ok_or(Errno::ENXIO)?;
+        if text.contains(&0) {
+            return Err(Errno::EINVAL.into());
+        }
+        let kind = Kind::of(text);
+        let mut memo = self.memos.get(&device).copied().unwrap_or_default();
+        if kind == Kind::Create && text.len() > CREATE_MAX {
+            return Err(Errno::ENOMEM.into());
+        }
+        let by = if kind == Kind::Create && is_busy(device) { By::Another } else { By::Us };
+        let header = self.exchange(to, text, memo.offer(kind), by).inspect_err(|error| {
+            if error.raw_os_error() == Some(libc::ENXIO) {
+                self.memos.remove(&device); // the number may come back as another device
+            }
+        })?;
+        if matches!(to, Address::Uuid(_)) && header.dev != dev {
+            return Err(Errno::ENXIO.into()); // it was made anew, and what it counted is gone
+        }
+        let reply = self.reply(&header).filter(|_| header.dev == dev);
+        let text = reply.ok_or_else(|| senseless(device, &header))?;
+        memo.fitted(kind, text.len());
+        self.memos.insert(device, memo);
+        self.buffer.truncate(KEEP_MAX / WORD);
+        self.buffer.shrink_to(KEEP_MAX / WORD);
+        let label = Label { name: c_string(&header.name), uuid: c_string(&header.uuid) };
+        Ok(Reply { label, text })
+    }
+}
+
 impl fmt::Debug for Control {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Control").field("file", &self.file).finish_non_exhaustive()
     }
+}
+
+/// Whether I/O of the device is in flight, which is what a `@stats_create` waits for. Then it is
+/// worth a process of its own: some 50 us, where the create takes milliseconds.
+///
+/// ```text
+///        0        1
+/// ```
+fn is_busy(device: Device) -> bool {
+    let inflight = fs::read_to_string(format!("/sys/dev/block/{device}/inflight"));
+    inflight.map_or(true, |counts| counts.split_ascii_whitespace().any(|count| count != "0"))
 }
 
 fn kind_of(turn: Turn) -> libc::c_int {

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd as _;
 
 use nix::errno::Errno;
@@ -57,6 +58,24 @@ pub fn xflags(file: &File) -> Option<u32> {
     // SAFETY: the kernel writes one `struct fsxattr`, which `attributes` is; any bits make one.
     unsafe { abi::fs_ioc_fsgetxattr(file.as_raw_fd(), &raw mut attributes) }.ok()?;
     Some(attributes.xflags)
+}
+
+/// The mount through which the file was opened, by the number that `mountinfo` lists it under.
+///
+/// `None` before Linux 5.8.
+#[doc(alias = "STATX_MNT_ID")]
+#[must_use]
+pub fn mount_id(file: &File) -> Option<u32> {
+    let mut found = MaybeUninit::<libc::statx>::zeroed();
+    let (fd, flags) = (file.as_raw_fd(), libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC);
+    // SAFETY: the path is an empty string with its NUL, and the kernel writes one `struct statx`,
+    // which `found` has room for.
+    let done =
+        unsafe { libc::statx(fd, c"".as_ptr(), flags, libc::STATX_MNT_ID, found.as_mut_ptr()) };
+    // SAFETY: it is a struct of integers, all of which were zero before the kernel wrote any.
+    let found = unsafe { found.assume_init() };
+    let is_told = done == 0 && found.stx_mask & libc::STATX_MNT_ID != 0;
+    u32::try_from(found.stx_mnt_id).ok().filter(|_| is_told)
 }
 
 /// Whether nobody else has the file open or mapped: no other process, and nothing else here.

@@ -12,7 +12,7 @@ use std::io::{self, Write as _};
 
 use nix::errno::Errno;
 
-use crate::dm::{Device, Dm, Reply};
+use crate::dm::{Device, Dm, Label, Reply};
 use crate::extent::Extent;
 use crate::kernel::control::CREATE_MAX;
 use crate::message::{self, RegionId, is_space};
@@ -189,7 +189,14 @@ impl Dm for Memory {
         if text.contains(&0) {
             return Err(Errno::EINVAL.into()); // as `Control`
         }
-        Ok(Reply { name, uuid, text: self.run(device, text)? })
+        Ok(Reply { label: Label { name, uuid }, text: self.run(device, text)? })
+    }
+
+    fn message_to(&mut self, device: Device, uuid: &[u8], text: &[u8]) -> io::Result<Reply> {
+        match self.tables.get(&device) {
+            Some(table) if table.uuid == uuid => self.message(device, text),
+            _ => Err(Errno::ENXIO.into()),
+        }
     }
 }
 
@@ -817,7 +824,7 @@ mod tests {
     fn only_devices_that_were_added_answer_and_with_their_name() {
         let mut memory = memory();
         let reply = memory.message(DEVICE, b"@stats_list").unwrap();
-        assert_eq!((reply.name.as_slice(), reply.uuid.as_slice()), (&b"test"[..], &b"UUID"[..]));
+        assert_eq!(reply.label, Label { name: b"test".into(), uuid: b"UUID".into() });
         let stranger = Device { minor: 1, ..DEVICE };
         let error = memory.message(stranger, b"nonsense").unwrap_err();
         assert_eq!(error.raw_os_error(), Some(Errno::ENXIO as i32));

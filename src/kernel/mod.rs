@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code)]
 
+mod apart;
 pub mod control;
 pub mod devices;
 pub mod fiemap;

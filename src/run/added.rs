@@ -4,16 +4,18 @@
 //! regions do. It is written whole and renamed into place whenever such a file comes or goes.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use log::warn;
 use serde::{Deserialize, Serialize};
 
 use super::Run;
+use super::away::Away;
 use super::control::fresh;
 use super::kept::Kept;
-use super::scan::{By, Errand, Fresh};
+use super::scan::{By, Fresh};
+use super::service::Claimed;
 use crate::config::Terms;
 use crate::dm::Dm;
 use crate::entry::mark;
@@ -85,57 +87,41 @@ pub(super) fn recall<D: Dm>(
     }
     let group = update::adopt(&mut dm, place.device, id, mark, claim);
     let group = group.map_err(|error| error.to_string())?;
-    Ok(fresh(By::HandOver, &path, Some(file), &place, Some(group), terms))
+    Ok(fresh(By::HandOver(group.id), &path, Some(file), &place, Some(group), terms))
+}
+
+impl Claimed {
+    /// How to ask for it again, if somebody asked for it.
+    pub(super) fn as_added(&self, path: &Path) -> Option<Added> {
+        let group = match self.by {
+            By::Rule | By::Foreground => return None,
+            By::Request => None,
+            By::HandOver(group) => Some(group.0),
+        };
+        let (mode, alias) = (self.terms.mode, self.terms.alias.to_string());
+        Some(Added { path: FilePath(path.to_owned()), mode, alias, group })
+    }
 }
 
 impl Run {
-    /// Has the files found again that an earlier service was asked for, before any others.
+    /// Has the files looked for that an earlier service was asked for.
     pub(super) fn recall(&mut self, socket: &Path) {
-        let now = self.now();
         let Some(service) = &mut self.service else { return };
         let roster = Roster::beside(socket);
-        let added = roster.read();
+        service.away.extend(roster.read().into_iter().map(Away::of_earlier));
         service.roster = Some(roster);
-        if !added.is_empty() {
-            service.scanning = Some(now);
-            service.recalling = true;
-            let errand = Errand::Recall(added, service.wanted.base.clone());
-            self.scout(errand);
-        }
-    }
-
-    pub(super) fn recalled(&mut self, mut found: Vec<Fresh>, lost: Vec<(PathBuf, String)>) {
-        for (path, why) in lost {
-            warn!("{}: it was added, and is not followed any more: {why}", path.display());
-        }
-        found.retain(|fresh| self.file_of(fresh.key).is_none());
-        self.welcome(found);
-        if let Some(service) = &mut self.service {
-            service.scanning = None;
-            service.recalling = false;
-        }
-        self.write_down();
     }
 
     /// Writes down what no rule wants. On this thread, since it goes to memory.
     pub(super) fn write_down(&self) {
-        let Some(service) = self.service.as_ref().filter(|service| !service.recalling) else {
-            return;
-        };
+        let Some(service) = &self.service else { return };
         let Some(roster) = &service.roster else { return };
-        let added = self.followed().filter_map(|file| {
+        let followed = self.followed().filter_map(|file| {
             let followed = &self.files[file.index()];
-            let claimed = followed.claimed.as_ref()?;
-            let status = self.engine.file_status(self.now(), file)?;
-            let group = match claimed.by {
-                By::Rule | By::Foreground => return None,
-                By::Request => None,
-                By::HandOver => status.group.map(|group| group.0),
-            };
-            let Terms { mode, alias, .. } = &*claimed.terms;
-            let path = FilePath(followed.path.to_path_buf());
-            Some(Added { path, mode: *mode, alias: alias.to_string(), group })
+            followed.claimed.as_ref()?.as_added(&followed.path)
         });
+        let away = service.away.values().filter_map(|away| away.added.clone());
+        let added = followed.chain(away);
         roster.write(&added.collect::<Vec<_>>());
     }
 }

@@ -15,11 +15,11 @@ use super::service::Claimed;
 use super::state::StateFile;
 use super::{Answer, Run};
 use crate::counters::Reading;
-use crate::dm::Device;
+use crate::dm::{Device, Label};
 use crate::engine::{End, Event, FileId, Look, Report, Spec, Time};
-use crate::entry::{describe, uuid};
 use crate::grid::saved::SavedGrid;
 use crate::group::Mark;
+use crate::home::label;
 use crate::ledger::{Holder, Ledger};
 use crate::request::{Errors, Remaps, Reply, Timing};
 use crate::sight::Sight;
@@ -136,7 +136,7 @@ impl Books {
         let device = self.name_of(device);
         let nonce = match by {
             By::Rule | By::Request => None,
-            By::HandOver | By::Foreground => Some(mark.nonce),
+            By::HandOver(_) | By::Foreground => Some(mark.nonce),
         };
         Holder { device, key: mark.key, nonce }
     }
@@ -182,9 +182,11 @@ impl Books {
 }
 
 fn name(device: Device) -> Arc<str> {
-    let named = || Some(describe(device).0).filter(|name| !name.is_empty());
-    let uuid = Some(uuid(device)).filter(|uuid| !uuid.is_empty());
-    uuid.or_else(named).unwrap_or_else(|| device.to_string()).into()
+    let Label { name, uuid } = label(device).unwrap_or_default();
+    let called = [uuid, name].into_iter().find(|word| !word.is_empty());
+    called
+        .map_or_else(|| device.to_string(), |word| String::from_utf8_lossy(&word).into_owned())
+        .into()
 }
 
 pub(super) fn add(timing: &mut Timing, took: Duration) {
@@ -202,9 +204,9 @@ impl Run {
         mark: Mark,
         claimed: Option<&Claimed>,
     ) -> Option<Holder> {
-        let (now, device) = (self.now(), spec.device);
+        let device = spec.device;
         let books = self.books.as_mut()?;
-        if self.engine.device_statuses(now).all(|known| known.device != device) {
+        if self.engine.device_statuses().all(|known| known.device != device) {
             books.meet(device);
         }
         let mark = spec.group.map_or(mark, |group| group.mark);

@@ -19,20 +19,21 @@ use super::jobs::processor_time;
 use crate::counters::Counters;
 use crate::dm::{Device, Dm};
 use crate::engine::FileId;
-use crate::entry::{describe, random};
+use crate::entry::random;
 use crate::extent::{Extent, Extents, SECTOR_BYTES};
 use crate::grid::meter::Counted;
 use crate::grid::owners::Owners;
 use crate::grid::plan::{Change, Limits, Patch, revise};
 use crate::grid::shares::{Share, Shares, in_question};
 use crate::grid::table::{Grid, Stand};
+use crate::home::sectors;
 use crate::kernel::fiemap::Pages;
 use crate::kernel::fsmap;
 use crate::ledger::Holder;
 use crate::mode::Mode;
 use crate::place::Filesystem;
 use crate::request::GridTotals;
-use crate::sample::{self, Identity, Reach};
+use crate::sample::{self, Identity, Mount, Reach};
 use crate::sight::{Sight, Stamp};
 use crate::update::Error;
 
@@ -284,7 +285,7 @@ impl Clerk {
 
     fn member(&mut self, holder: Holder, path: Arc<Path>, by: By) -> Member {
         let By { mode, identity, descriptor } = by;
-        let reach = Reach { mode, path, identity, open: None };
+        let reach = Reach { mode, path, identity, open: None, mount: Mount::Unasked };
         self.numbers = self.numbers.wrapping_add(1);
         self.moved = true;
         let (number, now) = (self.numbers, Instant::now());
@@ -328,8 +329,7 @@ impl Clerk {
         }
         let Some(grid) = &self.grid else { return };
         let maps: Vec<&Extents> = self.owners.maps().map(|(_, map)| map).collect();
-        let (_, sectors) = describe(self.device);
-        self.change = revise(&grid.patches(), sectors, &maps, &self.manner.limits);
+        self.change = revise(&grid.patches(), sectors(self.device), &maps, &self.manner.limits);
     }
 
     /// Looks where the files are now.
@@ -436,7 +436,7 @@ impl Member {
                 self.stamp = None;
                 Some(<(Extents, Extents)>::default())
             }
-            Sight::Same | Sight::Changed(_) | Sight::Failed(_) => None,
+            Sight::Same | Sight::Changed(_) | Sight::Unmounted | Sight::Failed(_) => None,
         }
     }
 
@@ -444,8 +444,8 @@ impl Member {
     /// another file's, which the reach would tell.
     fn look_by_descriptor(&self, pages: &mut Pages) -> Option<Sight> {
         let path = format!("/proc/self/fd/{}", self.descriptor?);
-        let Reach { mode, identity, .. } = self.reach;
-        let mut reach = Reach { mode, path: Path::new(&path).into(), identity, open: None };
+        let Reach { mode, identity, mount, .. } = self.reach;
+        let mut reach = Reach { mode, path: Path::new(&path).into(), identity, open: None, mount };
         Some(sample::look(&mut reach, None, None, false, pages))
     }
 }

@@ -1,14 +1,15 @@
 //! What is asked on the control socket, and what the service answers.
 //!
 //! Whatever touches a file or a device is done by the thread of the connection; main is only asked
-//! for what it knows, and told what to do.
+//! for what it knows, and told what to do. So that those who wait for a device leave threads for
+//! others, they are counted, see [`super::trail`].
 
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded};
 use parking_lot::Mutex;
@@ -16,12 +17,14 @@ use parking_lot::Mutex;
 use super::books::unix_time;
 use super::scan::{By, Finding, Fresh, Key, Wanted};
 use super::service::Read;
+use super::trail::{Client, Counter};
 use super::{Answer, Run};
-use crate::config::Terms;
-use crate::dm::{Device, Dm};
+use crate::config::{Terms, Touch, device_towards};
+use crate::dm::{Device, Dm, Label};
 use crate::engine::{self, End, Event, FileId, Report, State};
-use crate::entry::{entry, mark, uuid};
+use crate::entry::{entry, mark};
 use crate::extent::SECTOR_BYTES;
+use crate::home::{self, Home};
 use crate::message::RegionId;
 use crate::mode::Mode;
 use crate::place::{self, Place};
@@ -36,9 +39,6 @@ use crate::update;
 
 /// How long a client waits for main before it is told that the service is busy.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// From when on a device counts as stuck.
-const STUCK: Duration = Duration::from_secs(5);
 
 /// How long a client that asks for the end may take to hear that it comes.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -63,6 +63,7 @@ pub(super) struct Desk<O> {
     pub(super) read: Arc<Read>,
     pub(super) open: O,
     pub(super) claim: u32,
+    pub(super) counter: Counter,
 }
 
 impl<O, D> Desk<O>
@@ -121,9 +122,12 @@ where
         if let Some(alias) = alias {
             terms.alias = alias.parse().map_err(|error| format!("the alias {alias:?}: {error}"))?;
         }
+        let mut client = self.counter.client();
+        go_to(path, &mut client)?;
         let file = sample::open_regular(path).map_err(|error| error.to_string())?;
         let place = place::require(&file).map_err(|obstacle| obstacle.to_string())?;
         let fresh = fresh(By::Request, path, None, &place, None, Arc::new(terms));
+        close(file, client);
         Ok(self.ask(Question::Add(Box::new(fresh))))
     }
 
@@ -152,8 +156,15 @@ where
 
     /// Takes a file over from lvm2's command line.
     fn follow(&self, follow: &Follow, file: File, peer: &Peer) -> Result<socket::Answer, String> {
+        let mut client = self.counter.client();
+        let device = file.metadata().map(|metadata| sample::device(&metadata));
+        client.step(Touch::Device(device.map_err(|error| error.to_string())?));
+        client.refusal()?;
         let place = place::require(&file).map_err(|obstacle| obstacle.to_string())?;
         let path = &follow.path.0;
+        if follow.mode == Mode::Path {
+            go_to(path, &mut client)?;
+        }
         let same = || sample::open_regular(path).ok().and_then(|file| place::locate(&file).ok());
         if follow.mode == Mode::Path && same().as_ref() != Some(&place) {
             return Err(format!("{}: it is another file from here", path.display()));
@@ -165,7 +176,8 @@ where
             .map_err(|error| format!("on {}: {error}", place.device))?;
         let wanted = self.wanted.lock().clone();
         let terms = Arc::new(Terms { mode: follow.mode, ..Terms::clone(&wanted.base) });
-        let by = if follow.foreground { By::Foreground } else { By::HandOver };
+        drop(client);
+        let by = if follow.foreground { By::Foreground } else { By::HandOver(group.id) };
         let fresh = Box::new(fresh(by, path, Some(file), &place, Some(group), terms));
         if !follow.foreground {
             return Ok(socket::Answer::Now(self.ask(Question::Follow(fresh, None))));
@@ -182,10 +194,24 @@ where
     }
 }
 
+/// Makes sure that the client is counted where the path ends.
+fn go_to(path: &Path, client: &mut Client<'_>) -> Result<(), String> {
+    let device = device_towards(path, &mut |touch| client.step(touch));
+    device.map(|device| client.step(Touch::Device(device)));
+    client.refusal()
+}
+
+/// Closing may take as long as opening did.
+fn close(file: File, client: Client<'_>) {
+    drop(file);
+    drop(client);
+}
+
 fn refusal(why: String) -> socket::Answer {
     socket::Answer::Now(Reply::Error(why))
 }
 
+/// A file to follow; it has to be open while this is called.
 pub(super) fn fresh(
     by: By,
     path: &Path,
@@ -200,6 +226,7 @@ pub(super) fn fresh(
     };
     let template = terms.template(Vec::new());
     let mut entry = entry(open, path, terms.mode, place, group, template, terms.pace());
+    entry.home = Home::of(place.device);
     if group.is_none() {
         entry.spec.limits = terms.limits; // lvm2's command line knows none
     }
@@ -250,10 +277,14 @@ impl Run {
 
     fn take_over(&mut self, fresh: Fresh, release: Option<Release>) -> Reply {
         if self.is_full() {
+            self.turn_away(fresh);
             return Reply::Error("max_files are followed already".to_owned());
         }
         let file = match self.follower(&fresh.entry.spec) {
-            Some(file) => file, // this very group is followed here
+            Some(file) => {
+                self.turn_away(fresh); // this very group is followed here
+                file
+            }
             None => self.welcome(vec![fresh])[0],
         };
         self.write_down();
@@ -261,6 +292,12 @@ impl Run {
             self.releases.entry(file).or_default().push(release);
         }
         Reply::Ok("following".to_owned())
+    }
+
+    fn turn_away(&mut self, mut fresh: Fresh) {
+        let reach = &mut fresh.entry.reach;
+        self.open += usize::from(reach.open.is_some());
+        self.put_away(reach);
     }
 
     /// The file that is followed with this group.
@@ -274,13 +311,15 @@ impl Run {
 
     fn remove(&mut self, path: &Path, events: &mut Vec<Event>) -> Reply {
         let files: Vec<FileId> = self.followed().filter(|file| self.is_at(*file, path)).collect();
-        if files.is_empty() {
+        let away = self.service.as_mut().and_then(|service| service.away.remove(path));
+        if files.is_empty() && away.is_none() {
             return not_followed(path);
         }
         for file in files {
             self.dismiss(file);
             events.push(Event::Forget(file, true));
         }
+        self.write_down();
         Reply::Ok(format!("{} is not followed any more", path.display()))
     }
 
@@ -299,7 +338,7 @@ impl Run {
         let now = self.now();
         let clock = unix_time();
         let devices: Vec<DeviceStatus> =
-            self.engine.device_statuses(now).map(|status| self.device_status(&status)).collect();
+            self.engine.device_statuses().map(|status| self.device_status(&status)).collect();
         let wanted = |file: &FileId| path.is_none_or(|path| self.is_at(*file, path));
         let files = self.followed().filter(wanted).filter_map(|file| {
             let status = self.engine.file_status(now, file)?;
@@ -311,9 +350,8 @@ impl Run {
             Some(file_status(&file.path, &status, alias, device_name, changed))
         });
         let mut files: Vec<FileStatus> = files.collect();
-        let unfit = self.service.iter().flat_map(|service| &service.unfit);
-        let unfit = unfit.filter(|(at, _)| path.is_none_or(|path| *at == path));
-        files.extend(unfit.map(|(path, why)| unfit_status(path, why)));
+        files
+            .extend(self.not_followed().filter(|file| path.is_none_or(|path| file.path.0 == path)));
         Status { service: self.service_status(), devices, files }
     }
 
@@ -330,22 +368,25 @@ impl Run {
             config_error: self.service.as_ref().and_then(|service| service.config_error.clone()),
         }
     }
+}
 
+impl Run {
     pub(super) fn device_status(&self, status: &engine::DeviceStatus) -> DeviceStatus {
-        let (name, _) = crate::entry::describe(status.device);
+        let label = home::label(status.device);
         let toll = self.pacer.toll(status.device);
-        // An update that creates many regions takes long, and the device answers all the while.
-        let silence = self.pacer.silence(status.device).unwrap_or(Duration::MAX);
-        let stuck = status.looking.max(status.ordering.min(silence));
-        let state = match name.is_empty() {
-            true if Path::new("/sys/block").exists() => DeviceState::Gone,
-            false if stuck >= STUCK => DeviceState::Stuck,
+        let stuck = self.pulse.stuck(status.device, Instant::now());
+        let state = match (&label, stuck) {
+            (None, _) if Path::new("/sys/block").exists() => DeviceState::Gone,
+            (_, Some(_)) => DeviceState::Stuck,
+            (_, None) if home::is_suspended(status.device) => DeviceState::Suspended,
             _ => DeviceState::Ok, // as far as can be told
         };
+        let Label { name, uuid } = label.unwrap_or_default();
+        let text = |word: &[u8]| String::from_utf8_lossy(word).into_owned();
         DeviceStatus {
             device: status.device.to_string(),
-            name,
-            uuid: uuid(status.device),
+            name: text(&name),
+            uuid: text(&uuid),
             files: status.files as u64,
             state,
             regions: status.regions,
@@ -353,8 +394,19 @@ impl Run {
             own_io_cost_estimated_ns: status.own_regions * REGION_COST_NS,
             creates: toll.creates,
             creates_time_ns: nanoseconds(toll.stalled),
-            stuck_seconds: if state == DeviceState::Stuck { stuck.as_secs_f64() } else { 0.0 },
+            stuck_seconds: stuck.unwrap_or_default().as_secs_f64(),
         }
+    }
+
+    /// Files that are wanted: those that cannot be followed, and those that may come back.
+    fn not_followed(&self) -> impl Iterator<Item = FileStatus> {
+        let unfit = self.service.iter().flat_map(|service| &service.unfit);
+        let unfit = unfit.map(|(path, why)| bare_status(path, Mode::default(), "unfit", why));
+        let away = self.service.iter().flat_map(|service| &service.away);
+        let away = away.filter_map(|(path, away)| {
+            Some(bare_status(path, away.mode, "away", away.why.as_deref()?))
+        });
+        unfit.chain(away)
     }
 }
 
@@ -395,11 +447,11 @@ fn file_status(
     }
 }
 
-/// A file that is wanted and cannot be followed.
-fn unfit_status(path: &Path, why: &str) -> FileStatus {
+/// A file that is not followed.
+fn bare_status(path: &Path, mode: Mode, state: &str, why: &str) -> FileStatus {
     let none = engine::FileStatus {
         file: FileId(0),
-        mode: Mode::default(),
+        mode,
         device: Device { major: 0, minor: 0 },
         group: None,
         regions: 0,
@@ -417,5 +469,5 @@ fn unfit_status(path: &Path, why: &str) -> FileStatus {
         interval: Duration::ZERO,
     };
     let status = file_status(path, &none, String::new(), String::new(), None);
-    FileStatus { state: "unfit".to_owned(), ..status }
+    FileStatus { state: state.to_owned(), ..status }
 }

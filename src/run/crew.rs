@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use std::{io, thread};
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 /// How long a member waits for a job before it leaves. One always stays.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -25,8 +25,8 @@ pub(super) struct Crew<J> {
     equip: Equip<J>,
 }
 
-/// Gives a new member what it works with.
-type Equip<J> = Box<dyn Fn() -> io::Result<Box<dyn FnMut(J) + Send>>>;
+/// Gives a new member what it works with, on its own thread.
+type Equip<J> = Arc<dyn Fn() -> io::Result<Box<dyn FnMut(J)>> + Send + Sync>;
 
 #[derive(Default)]
 struct Counts {
@@ -39,14 +39,14 @@ impl<J: Send + 'static> Crew<J> {
     /// A crew of one.
     pub(super) fn new<W>(
         name: &'static str,
-        equip: impl Fn() -> io::Result<W> + 'static,
+        equip: impl Fn() -> io::Result<W> + Send + Sync + 'static,
     ) -> io::Result<Crew<J>>
     where
-        W: FnMut(J) + Send + 'static,
+        W: FnMut(J) + 'static,
     {
         let (jobs, queue) = unbounded();
-        let equip = move || Ok(Box::new(equip()?) as Box<dyn FnMut(J) + Send>);
-        let crew = Crew { name, jobs, queue, counts: Arc::default(), equip: Box::new(equip) };
+        let equip = move || Ok(Box::new(equip()?) as Box<dyn FnMut(J)>);
+        let crew = Crew { name, jobs, queue, counts: Arc::default(), equip: Arc::new(equip) };
         crew.hire()?;
         Ok(crew)
     }
@@ -68,19 +68,21 @@ impl<J: Send + 'static> Crew<J> {
     }
 
     fn hire(&self) -> io::Result<()> {
-        let mut work = (self.equip)()?;
-        let (queue, counts) = (self.queue.clone(), self.counts.clone());
-        counts.members.fetch_add(1, Ordering::SeqCst);
-        let hired = thread::Builder::new().name(self.name.to_owned()).spawn(move || {
+        let (queue, counts, equip) = (self.queue.clone(), self.counts.clone(), self.equip.clone());
+        let (tell, told) = bounded(1);
+        thread::Builder::new().name(self.name.to_owned()).spawn(move || {
+            let mut work = match equip() {
+                Ok(work) => work,
+                Err(error) => return drop(tell.send(Err(error))),
+            };
+            counts.members.fetch_add(1, Ordering::SeqCst);
+            tell.send(Ok(())).ok(); // whoever hires waits for it
             while let Some(job) = next_job(&queue, &counts) {
                 work(job);
                 counts.jobs.fetch_sub(1, Ordering::SeqCst);
             }
-        });
-        if hired.is_err() {
-            self.counts.members.fetch_sub(1, Ordering::SeqCst);
-        }
-        hired.map(drop)
+        })?;
+        told.recv().unwrap_or_else(|_| Err(io::Error::other("the thread died at once")))
     }
 }
 

@@ -1,21 +1,25 @@
 //! What the threads do: look at files, talk to the device-mapper, and say what came of it.
 
 use std::iter;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use log::debug;
 use nix::time::{ClockId, clock_gettime};
 
+use super::closing::Files;
+use super::pulse::{Heard, Pulse};
 use super::tidy::Tidy;
 use super::{Answer, Reserved};
 use crate::counters::Reading;
-use crate::dm::{Device, Dm};
+use crate::dm::{Device, Dm, Known};
 use crate::engine::{self, Batch, Event, FileId, Sweep};
-use crate::entry::sysfs;
 use crate::extent::Extents;
 use crate::group::Mark;
+use crate::home::{Home, sysfs};
 use crate::kernel::fiemap::Pages;
+use crate::mounts::Lists;
 use crate::sample::{self, Reach};
 use crate::shape::{Limits, Want};
 use crate::sight::Sight;
@@ -27,6 +31,8 @@ pub(super) enum Sample {
     Look { batch: Batch, reaches: Vec<Reach>, keep: bool, reserved: Reserved },
     /// Read the device's write counter.
     Gauge(Device),
+    /// Close the files.
+    Close(Files),
 }
 
 /// For a thread that talks to the device-mapper.
@@ -34,6 +40,7 @@ pub(super) enum Order {
     Establish {
         file: FileId,
         device: Device,
+        home: Option<Arc<Home>>,
         template: Template,
         mark: Mark,
         want: Wanted,
@@ -42,17 +49,20 @@ pub(super) enum Order {
     Clear {
         file: FileId,
         device: Device,
+        home: Option<Arc<Home>>,
         key: u64,
     },
     Update {
         file: FileId,
         device: Device,
+        home: Option<Arc<Home>>,
         group: Group,
         want: Wanted,
     },
     Remove {
         file: FileId,
         device: Device,
+        home: Option<Arc<Home>>,
         group: Group,
     },
     Sweep {
@@ -65,6 +75,30 @@ pub(super) enum Order {
         groups: Vec<(FileId, Group)>,
         before: Option<String>,
     },
+}
+
+impl Order {
+    fn device(&self) -> Device {
+        match self {
+            Order::Establish { device, .. }
+            | Order::Clear { device, .. }
+            | Order::Update { device, .. }
+            | Order::Remove { device, .. }
+            | Order::Sweep { device, .. }
+            | Order::Read { device, .. } => *device,
+        }
+    }
+
+    /// The device that may be written to.
+    fn home(&self) -> Option<Arc<Home>> {
+        match self {
+            Order::Establish { home, .. }
+            | Order::Clear { home, .. }
+            | Order::Update { home, .. }
+            | Order::Remove { home, .. } => home.clone(),
+            Order::Sweep { .. } | Order::Read { .. } => None,
+        }
+    }
 }
 
 /// An order that was carried out.
@@ -108,23 +142,44 @@ impl Wanted {
 }
 
 /// A sampler: what it does with a job.
-pub(super) fn sampler(inbox: Sender<Answer>) -> impl FnMut(Sample) + Send {
+pub(super) fn sampler(
+    inbox: Sender<Answer>,
+    lists: Arc<Lists>,
+    pulse: Pulse,
+) -> impl FnMut(Sample) {
     let mut pages = Pages::default();
     move |job| {
         let answer = match job {
             Sample::Look { mut batch, mut reaches, keep, reserved } => {
+                let mounts = lists.mounts();
+                let job = pulse.begin(batch.device);
                 for (look, reach) in iter::zip(&mut batch.looks, &mut reaches) {
                     let sight = match batch.maps {
+                        _ if reach.is_detached(&mounts) => Sight::Unmounted,
                         Some(_) => sample::look(reach, look.last, look.taken(), keep, &mut pages),
                         None => sample::compare(reach, look.last),
                     };
                     if !matches!(sight, Sight::Same) {
                         look.sight = sight; // long, and rare
                     }
+                    if batch.maps.is_some() {
+                        reach.note_mount(&lists); // it may have been opened just now
+                        job.gets_on();
+                    }
                 }
                 Answer::Looked(batch, reaches, reserved)
             }
-            Sample::Gauge(device) => Answer::Event(Event::Gauged(device, writes(device))),
+            Sample::Gauge(device) => {
+                // Files are to be looked at, too, when their filesystem may have been unmounted.
+                let changes = lists.mounts().changes;
+                let writes = writes(device).map(|writes| writes.wrapping_add(changes));
+                Answer::Event(Event::Gauged(device, writes))
+            }
+            Sample::Close(Files { device, files }) => {
+                let count = files.len();
+                drop(files);
+                Answer::Closed(device, count)
+            }
         };
         inbox.send(answer).ok(); // nobody there: the process is about to end
     }
@@ -142,13 +197,15 @@ fn writes(device: Device) -> Option<u64> {
 /// a device at a time, so that no two updates of one device mix. Whether somebody wants to know
 /// what regions had counted that came and went, is up to `counting`.
 pub(super) fn ioctls(
-    mut dm: impl Dm + Send,
+    mut dm: impl Dm,
     claim: u32,
     inbox: Sender<Answer>,
     tidy: Option<Tidy>,
+    pulse: Pulse,
     counting: bool,
-) -> impl FnMut(Order) + Send {
+) -> impl FnMut(Order) {
     move |order| {
+        let mut dm = Heard { dm: &mut dm, job: pulse.begin(order.device()) };
         if let (Some(tidy), Order::Sweep { device, .. }) = (&tidy, &order) {
             tidy.swept(&mut dm, *device);
         }
@@ -162,32 +219,34 @@ pub(super) fn ioctls(
 
 fn carry_out(dm: &mut impl Dm, claim: u32, order: Order, counting: bool) -> (Event, Option<News>) {
     let passed = |file, passage: Option<Passage>| Some(News::Passed(file, passage?));
+    let home = order.home();
+    let mut dm = Known { dm, label: home.as_ref().map(|home| &home.label) };
     match order {
-        Order::Establish { file, device, template, mark, want } if counting => {
+        Order::Establish { file, device, template, mark, want, .. } if counting => {
             let (passage, updated) =
                 update::establish_counted(dm, device, &template, mark, claim, want.get());
             (Event::Updated(device, file, updated), passed(file, passage))
         }
-        Order::Establish { file, device, template, mark, want } => {
+        Order::Establish { file, device, template, mark, want, .. } => {
             let updated = update::establish(dm, device, &template, mark, claim, want.get());
             (Event::Updated(device, file, updated), None)
         }
-        Order::Clear { file, device, key } => {
-            (Event::Updated(device, file, clear(dm, device, key)), None)
+        Order::Clear { file, device, key, .. } => {
+            (Event::Updated(device, file, clear(&mut dm, device, key)), None)
         }
-        Order::Update { file, device, group, want } if counting => {
+        Order::Update { file, device, group, want, .. } if counting => {
             let (passage, updated) = update::update_counted(dm, device, group, want.get());
             (Event::Updated(device, file, updated.map(Some)), passed(file, passage))
         }
-        Order::Update { file, device, group, want } => {
+        Order::Update { file, device, group, want, .. } => {
             let updated = update::update(dm, device, group, want.get());
             (Event::Updated(device, file, updated.map(Some)), None)
         }
-        Order::Remove { file, device, group } if counting => {
+        Order::Remove { file, device, group, .. } if counting => {
             let (passage, removed) = update::remove_counted(dm, device, group);
             (Event::Removed(device, file, removed), passed(file, passage))
         }
-        Order::Remove { file, device, group } => {
+        Order::Remove { file, device, group, .. } => {
             (Event::Removed(device, file, update::remove(dm, device, group)), None)
         }
         Order::Sweep { device, groups } => {
@@ -199,7 +258,7 @@ fn carry_out(dm: &mut impl Dm, claim: u32, order: Order, counting: bool) -> (Eve
             (Event::Swept(device, sweep), None)
         }
         Order::Read { device, groups, before } => {
-            let pass = read(dm, device, groups, before.as_deref());
+            let pass = read(&mut dm, device, groups, before.as_deref());
             let reading = engine::Reading { reset: false, cost: pass.cost, more: false };
             (Event::Read(device, reading), Some(News::Read(pass)))
         }
@@ -250,4 +309,65 @@ pub(super) fn processor_time() -> Duration {
 /// do not.
 fn counts_io(device: Device) -> bool {
     sysfs(device, "queue/iostats").is_none_or(|iostats| iostats.trim() == "1")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dm::Label;
+    use crate::extent::Extent;
+    use crate::kernel::memory::Memory;
+
+    const DEVICE: Device = Device { major: 253, minor: 0 };
+    const MARK: Mark = Mark { key: 7, nonce: 1 };
+    const CLAIM: u32 = 1;
+
+    fn home(uuid: &str) -> Arc<Home> {
+        let label = Label { name: b"name".into(), uuid: uuid.into() };
+        Arc::new(Home { device: DEVICE, label })
+    }
+
+    fn listing(memory: &mut Memory) -> Vec<u8> {
+        memory.message(DEVICE, b"@stats_list").unwrap().text
+    }
+
+    /// All orders that change something, for a file that lies elsewhere by now.
+    fn orders(group: Group, template: &Template, uuid: &str) -> Vec<Order> {
+        let (file, device) = (FileId(0), DEVICE);
+        let want = || Wanted([Extent::new(64, 8).unwrap()].into_iter().collect(), Limits::NONE);
+        let (template, mark) = (template.clone(), Mark { key: 8, nonce: 2 });
+        let home = || Some(home(uuid));
+        vec![
+            Order::Establish { file, device, home: home(), template, mark, want: want() },
+            Order::Update { file, device, home: home(), group, want: want() },
+            Order::Clear { file, device, home: home(), key: MARK.key },
+            Order::Remove { file, device, home: home(), group },
+        ]
+    }
+
+    #[test]
+    fn no_order_changes_another_device_than_the_one_that_was_known() {
+        let mut memory = Memory::new();
+        memory.add_device(DEVICE, 1 << 20, "name", "LVM-this");
+        let (program_id, alias, bounds) = (b"dmstats".into(), b"x".into(), Vec::new());
+        let template = Template { program_id, alias, precise: false, bounds };
+        let want = Wanted([Extent::new(0, 8).unwrap()].into_iter().collect(), Limits::NONE);
+        let made = update::establish(&mut memory, DEVICE, &template, MARK, CLAIM, want.get());
+        let group = made.unwrap().unwrap().group;
+        let before = listing(&mut memory);
+        for order in orders(group, &template, "LVM-other") {
+            let (event, _) = carry_out(&mut memory, CLAIM, order, false);
+            let error = match event {
+                Event::Updated(_, _, Err(error)) | Event::Removed(_, _, Err(error)) => error,
+                other => panic!("{other:?}"),
+            };
+            assert!(error.is_no_device(), "{error}");
+            assert_eq!(listing(&mut memory), before);
+        }
+        for order in orders(group, &template, "LVM-this").into_iter().take(3) {
+            let before = listing(&mut memory);
+            carry_out(&mut memory, CLAIM, order, false);
+            assert_ne!(listing(&mut memory), before, "that is the one");
+        }
+    }
 }

@@ -7,8 +7,10 @@
 
 mod accounts;
 mod added;
+mod away;
 mod books;
 mod clerk;
+mod closing;
 mod control;
 mod crew;
 mod exporter;
@@ -16,18 +18,21 @@ mod grids;
 mod http;
 mod jobs;
 mod kept;
+mod pulse;
 mod scan;
+mod scans;
 mod service;
 mod state;
 mod supervisor;
 mod tidy;
 mod totals;
+mod trail;
 
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
-use std::{io, thread};
+use std::{io, mem, thread};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use log::{Level, log, warn};
@@ -35,11 +40,13 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::config::{self, Config};
-use crate::dm::Dm;
+use crate::dm::{Device, Dm};
 use crate::engine::{Action, Batch, End, Engine, Event, FileId, Report, Settings, Spec, Time};
 use crate::group::Mark;
-use crate::kernel::process::{raise_descriptor_limit, share_one_heap};
+use crate::home::Home;
+use crate::kernel::process::{part_with_descriptors, raise_descriptor_limit, share_one_heap};
 use crate::ledger::Holder;
+use crate::mounts::Lists;
 use crate::pace::{self, Paced, Pacer};
 use crate::request::Reply;
 use crate::sample::Reach;
@@ -48,10 +55,12 @@ use crate::update::Template;
 use accounts::OnGrid;
 use books::Books;
 use clerk::Manner;
+use closing::{Closing, Files};
 use control::{Desk, Question};
 use crew::Crew;
 use grids::Grids;
 use jobs::{Did, Order, Sample, Wanted};
+use pulse::Pulse;
 use scan::{Errand, Finding};
 pub use service::Read;
 use service::{Claimed, Service};
@@ -69,6 +78,8 @@ pub struct Entry {
     pub template: Template,
     /// What its group is marked with, should it have no mark.
     pub mark: Mark,
+    /// The device it was found on, if that is known: no group is made on another one.
+    pub home: Option<Arc<Home>>,
 }
 
 /// How a run treats the devices.
@@ -101,6 +112,8 @@ type Reserved = usize;
 /// What threads put into main's inbox.
 enum Answer {
     Looked(Batch, Vec<Reach>, Reserved),
+    /// So many files of the device have been closed.
+    Closed(Device, usize),
     Event(Event),
     Did(Did),
     Counted(grids::Counted),
@@ -119,7 +132,7 @@ enum Answer {
 ///
 /// No thread, no device-mapper or no signal handler could be had.
 pub fn run<D: Dm + Send + 'static>(
-    open: impl Fn() -> io::Result<D> + 'static,
+    open: impl Fn() -> io::Result<D> + Send + Sync + 'static,
     claim: u32,
     entries: Vec<Entry>,
     settings: Settings,
@@ -133,7 +146,9 @@ pub fn run<D: Dm + Send + 'static>(
         run.follow(entry, None);
     }
     ready();
-    Ok(run.serve())
+    let outcome = run.serve();
+    mem::forget(run); // as in serve()
+    Ok(outcome)
 }
 
 /// Follows what the configuration wants until a signal says stop; SIGHUP has it read again.
@@ -166,7 +181,8 @@ pub fn serve<D: Dm + Send + 'static>(
     let exported = config.settings.clone();
     let service = Service::new(config);
     let open_grids = paced(open.clone(), run.pacer.clone());
-    let desk = Desk { main: run.sender.clone(), wanted: service.shared.clone(), read, open, claim };
+    let (main, wanted, counter) = (run.sender.clone(), service.shared.clone(), <_>::default());
+    let desk = Desk { main, wanted, read, open, claim, counter };
     run.service = Some(service);
     let desk = Arc::new(desk);
     let ask: http::Ask = Arc::new({
@@ -187,6 +203,8 @@ pub fn serve<D: Dm + Send + 'static>(
     run.end_grids();
     run.save_at_end();
     drop((server, exporter)); // nobody is left who would answer
+    // Files that are open are closed when the process ends: here a device could keep it from that.
+    mem::forget(run);
     Ok(outcome)
 }
 
@@ -217,6 +235,8 @@ struct Run {
     ending: Option<Time>,
     /// Batches that came back, for their room.
     spare: Vec<Vec<Reach>>,
+    closing: Closing,
+    pulse: Pulse,
     /// Files that are open or may be by now, and how many may be.
     open: usize,
     open_max: usize,
@@ -229,6 +249,8 @@ struct File {
     reach: Option<Reach>,
     /// What its group is made from, until there is one.
     making: Option<Making>,
+    /// The device it was found on.
+    home: Option<Arc<Home>>,
     /// Whether its group was made by this process.
     made: bool,
     /// What the service knows of it.
@@ -289,7 +311,7 @@ fn paced<D: Dm>(
 
 impl Run {
     fn start<D: Dm + Send + 'static>(
-        open: impl Fn() -> io::Result<D> + 'static,
+        open: impl Fn() -> io::Result<D> + Send + Sync + 'static,
         claim: u32,
         settings: Settings,
         pacer: Pacer,
@@ -299,12 +321,21 @@ impl Run {
         // Unbounded, but a file is in one job at most.
         let (sender, inbox) = unbounded();
         let inbox_of_samplers = sender.clone();
-        let samplers = Crew::new("sampler", move || Ok(jobs::sampler(inbox_of_samplers.clone())))?;
+        let (lists, pulse) = (Arc::new(Lists::open()), Pulse::default());
+        let of_samplers = pulse.clone();
+        let samplers = Crew::new("sampler", move || {
+            Ok(jobs::sampler(inbox_of_samplers.clone(), lists.clone(), of_samplers.clone()))
+        })?;
         let (inbox_of_ioctls, open) = (sender.clone(), paced(open, pacer.clone()));
-        let counting = settings.read.is_some();
+        let (counting, of_ioctls) = (settings.read.is_some(), pulse.clone());
+        // Not others: a daemon puts its stdio away only when it is ready, and threads have begun.
+        let serves = tidy.is_some();
         let ioctls = Crew::new("ioctl", move || {
-            let (dm, inbox) = (open()?, inbox_of_ioctls.clone());
-            Ok(jobs::ioctls(dm, claim, inbox, tidy.clone(), counting))
+            if serves {
+                part_with_descriptors().ok(); // an older kernel cannot, and nothing depends on it
+            }
+            let (inbox, pulse) = (inbox_of_ioctls.clone(), of_ioctls.clone());
+            Ok(jobs::ioctls(open()?, claim, inbox, tidy.clone(), pulse, counting))
         })?;
         let limit = raise_descriptor_limit();
         Ok(Run {
@@ -326,6 +357,8 @@ impl Run {
             remove_on_exit: false,
             ending: None,
             spare: Vec::new(),
+            closing: Closing::default(),
+            pulse,
             open: 0,
             open_max: limit.saturating_sub(DESCRIPTORS_KEPT).max(limit / 2),
             outcome: Outcome::NothingLeft,
@@ -375,7 +408,7 @@ impl Run {
     fn employ_scout<D: Dm + 'static>(
         &mut self,
         read: Arc<Read>,
-        open: impl Fn() -> io::Result<D> + Clone + Send + 'static,
+        open: impl Fn() -> io::Result<D> + Clone + Send + Sync + 'static,
         claim: u32,
     ) -> io::Result<()> {
         let sender = self.sender.clone();
@@ -389,17 +422,17 @@ impl Run {
     }
 
     fn follow(&mut self, entry: Entry, claimed: Option<Claimed>) -> FileId {
-        let Entry { mut reach, spec, template, mark } = entry;
-        if self.open >= self.open_max {
-            reach.open = None;
-        }
+        let Entry { mut reach, spec, template, mark, home } = entry;
         self.open += usize::from(reach.open.is_some());
+        if self.open > self.open_max {
+            self.put_away(&mut reach);
+        }
         let path = reach.path.clone();
         let holder = self.open_account(&spec, mark, claimed.as_ref());
         let file = self.engine.follow(self.now(), spec);
-        let reach = Some(reach);
+        let (reach, on_grid) = (Some(reach), OnGrid::No);
         let mut followed =
-            File { path, reach, making: None, made: false, claimed, holder, on_grid: OnGrid::No };
+            File { path, reach, making: None, home, made: false, claimed, holder, on_grid };
         followed.make_from(template, mark);
         if file.index() == self.files.len() {
             if self.files.len() == self.files.capacity() {
@@ -446,6 +479,11 @@ impl Run {
                 self.count_failed_looks(&batch.looks);
                 events.push(Event::Looked(batch));
             }
+            Ok(Answer::Closed(device, count)) => {
+                self.open -= count;
+                let next = self.closing.closed(device);
+                self.give_away(next);
+            }
             Ok(Answer::Event(Event::Stop)) => self.stop(events),
             Ok(Answer::Event(event)) => events.push(event),
             Ok(Answer::Did(did)) => self.did(did, events),
@@ -483,10 +521,12 @@ impl Run {
     }
 
     fn take_back(&mut self, batch: &Batch, mut reaches: Vec<Reach>) {
-        for (look, reach) in batch.looks.iter().zip(reaches.drain(..)) {
+        for (look, mut reach) in batch.looks.iter().zip(reaches.drain(..)) {
+            self.open += usize::from(reach.open.is_some());
             if self.engine.follows(look.file) {
-                self.open += usize::from(reach.open.is_some());
                 self.files[look.file.index()].reach = Some(reach);
+            } else {
+                self.put_away(&mut reach);
             }
         }
         self.spare.push(reaches);
@@ -512,24 +552,27 @@ impl Run {
             Action::Gauge(device) => give(&self.samplers, Sample::Gauge(device)),
             Action::Close(file) => self.close(file),
             Action::Update(file, device, Some(group), want, limits) => {
-                let want = Wanted(want, limits);
-                give(&self.ioctls, Order::Update { file, device, group, want });
+                let (home, want) = (self.lasting_home(file), Wanted(want, limits));
+                give(&self.ioctls, Order::Update { file, device, home, group, want });
             }
             Action::Update(file, device, None, ..) if !self.wants_regions(file) => {
                 // An earlier service may have made one.
                 let making = self.files[file.index()].making();
                 let key = making.map_or(0, |(_, mark)| mark.key);
-                give(&self.ioctls, Order::Clear { file, device, key });
+                let home = self.files[file.index()].home.clone();
+                give(&self.ioctls, Order::Clear { file, device, home, key });
             }
             Action::Update(file, device, None, want, limits) => {
                 let want = Wanted(want, limits);
                 let (template, mark) = self.files[file.index()].making().expect(
                     "what a group is made from is kept until there is one, and it is never undone",
                 );
-                give(&self.ioctls, Order::Establish { file, device, template, mark, want });
+                let home = self.files[file.index()].home.clone();
+                give(&self.ioctls, Order::Establish { file, device, home, template, mark, want });
             }
             Action::Remove(file, device, group) => {
-                give(&self.ioctls, Order::Remove { file, device, group });
+                let home = self.lasting_home(file);
+                give(&self.ioctls, Order::Remove { file, device, home, group });
             }
             Action::Sweep(device, groups) => give(&self.ioctls, Order::Sweep { device, groups }),
             Action::Read(device, groups) => {
@@ -537,8 +580,26 @@ impl Run {
                 give(&self.ioctls, Order::Read { device, groups, before });
                 self.begin_round(device);
             }
-            Action::Report(file, report) => self.report(file, &report),
+            Action::Report(file, report) => self.report(file, &self.explained(file, report)),
             Action::Finish => unreachable!("serve() returns then"),
+        }
+    }
+
+    /// The device that the file was found on, if it is known by more than a name: with that alone
+    /// it cannot be told from another one when it was renamed. Then the marks have to tell.
+    fn lasting_home(&self, file: FileId) -> Option<Arc<Home>> {
+        let home = self.files[file.index()].home.as_ref();
+        home.filter(|home| !home.label.uuid.is_empty()).cloned()
+    }
+
+    /// With a device go its groups. Who asks another one that has its number sees just that.
+    fn explained(&self, file: FileId, report: Report) -> Report {
+        let home = self.files[file.index()].home.as_ref();
+        match report {
+            Report::LetGo(End::NotOurs(_)) if home.is_some_and(|home| !home.is_there()) => {
+                Report::LetGo(End::NoDevice)
+            }
+            report => report,
         }
     }
 
@@ -553,7 +614,10 @@ impl Run {
                 *made |= updated.made;
                 self.group_is_there(file, updated.made);
             }
-            Report::Moved(..) => self.write_down(),
+            Report::Moved(_, to) => {
+                self.moved(file, *to);
+                self.write_down();
+            }
             Report::LetGo(end) => {
                 self.let_go(file, end);
                 self.release(file, end);
@@ -570,12 +634,22 @@ impl Run {
     }
 
     fn close(&mut self, file: FileId) {
-        let followed = self.engine.follows(file);
-        let reach = &mut self.files[file.index()].reach;
-        let Some(here) = reach else { return };
-        self.open -= usize::from(here.open.take().is_some());
-        if !followed {
-            *reach = None;
+        let Some(mut reach) = self.files[file.index()].reach.take() else { return };
+        self.put_away(&mut reach);
+        if self.engine.follows(file) {
+            self.files[file.index()].reach = Some(reach);
+        }
+    }
+
+    /// Has the file closed, if it is open. It counts as open until it is.
+    fn put_away(&mut self, reach: &mut Reach) {
+        let now = reach.open.take().and_then(|file| self.closing.put(file));
+        self.give_away(now);
+    }
+
+    fn give_away(&mut self, files: Option<Files>) {
+        if let Some(files) = files {
+            give(&self.samplers, Sample::Close(files));
         }
     }
 }
@@ -604,7 +678,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hundred_thousand_files_fit_in_some_15_mb() {
-        assert!(size_of::<File>() <= 152, "{}", size_of::<File>());
+    fn a_hundred_thousand_files_fit_in_some_17_mb() {
+        assert!(size_of::<File>() <= 168, "{}", size_of::<File>());
     }
 }

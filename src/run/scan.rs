@@ -1,21 +1,23 @@
 //! Which files the configuration wants, against those that are followed.
 //!
-//! All of it touches filesystems, so it is done by a thread of its own: one that does not answer
-//! keeps new files from being found, and nothing else waits.
+//! All of it touches filesystems, so it is done by a thread of its own. One that does not answer
+//! keeps it; then another one looks everywhere else, see [`super::scans`].
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{self, File};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::added::Added;
+use super::away::{Found as Return, Missing};
 use super::state::StateFile;
-use crate::config::{Config, Errors, Found, Owners, Terms, owners};
+use super::trail::Trail;
+use crate::config::{Config, Errors, Found, Owners, Terms, Touch, device_towards, owners};
 use crate::dm::Device;
 use crate::entry::entry;
 use crate::grid::saved::SavedGrid;
+use crate::home::Homes;
 use crate::ledger::Ledger;
 use crate::message::RegionId;
 use crate::mode::Mode;
@@ -71,8 +73,8 @@ pub(super) enum By {
     Rule,
     /// Somebody who asked for it.
     Request,
-    /// lvm2's command line, which made its group.
-    HandOver,
+    /// lvm2's command line, which made this group.
+    HandOver(RegionId),
     /// Likewise, and a process waits for its end, or ends it.
     Foreground,
 }
@@ -95,18 +97,11 @@ pub(super) struct Known {
     pub(super) by_rule: bool,
 }
 
-impl Known {
-    /// Whether its filesystem is not there: what is, or would be, at its path is on another device.
-    /// It has not gone then, and the group is to be there when it comes back.
-    fn is_away(&self) -> bool {
-        let nearest = self.path.ancestors().find_map(|above| fs::metadata(above).ok());
-        nearest.is_none_or(|metadata| sample::device(&metadata) != self.device)
-    }
-}
-
 /// What a scan brings to light.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
+    /// What there is to say of files that were away.
+    pub(super) returns: Vec<Return>,
     /// Files that are wanted and not followed yet.
     pub(super) fresh: Vec<Fresh>,
     /// Files that are followed, and wanted by this rule.
@@ -124,27 +119,42 @@ pub(super) struct Seen {
 /// Whether the I/O of an open file can be counted, and where.
 pub(super) type Require = fn(&File) -> Result<Place, Obstacle>;
 
+/// What a scan starts from.
+pub(super) struct Task {
+    pub(super) wanted: Arc<Wanted>,
+    pub(super) followed: HashMap<Key, Known>,
+    pub(super) missing: Vec<Missing>,
+    pub(super) trail: Arc<Trail>,
+}
+
 /// Compares what is wanted with the files that are followed.
-pub(super) fn scan(wanted: &Wanted, followed: &HashMap<Key, Known>, require: Require) -> Seen {
-    let Owners { files, cut, problems, .. } =
-        owners(&wanted.config.rules, wanted.config.settings.max_files);
+pub(super) fn scan(task: &Task, require: Require) -> Seen {
+    let Task { wanted, followed, trail, .. } = task;
+    let mut ask = |touch: Touch<'_>| trail.step(touch);
+    let Owners { files, cut, problems, skipped, .. } =
+        owners(&wanted.config.rules, wanted.config.settings.max_files, &mut ask);
     let problem =
         |(path, error): &(PathBuf, std::io::Error)| format!("{}: {error}", path.display());
     let problems = problems.iter().map(problem).collect();
     let mut seen = Seen { problems, cut, ..Seen::default() };
-    let mut found_keys = HashSet::new();
+    // A file that a rule after this one matches may be one of this rule, somewhere it did not look.
+    let last_sure = skipped.iter().map(|(_, rule)| *rule).min().unwrap_or(usize::MAX);
+    let (mut found_keys, mut homes) = (HashSet::new(), Homes::default());
     for (found, rule) in files {
         let terms = &wanted.terms[rule];
-        let rule = u32::try_from(rule).expect("a rule takes more than a byte of memory");
+        let number = u32::try_from(rule).expect("a rule takes more than a byte of memory");
         let key = Key::new(terms.mode, &found.path, found.device, found.inode);
         if !found_keys.insert(key) {
             continue;
         }
         if followed.contains_key(&key) {
-            seen.wanted.push((key, rule));
+            seen.wanted.extend((rule <= last_sure).then_some((key, number)));
             continue;
         }
-        match prepare(&found, terms, require) {
+        if !ask(Touch::Device(found.device)) {
+            continue;
+        }
+        match prepare(&found, terms, require, &mut homes) {
             Ok(entry) => {
                 seen.fresh.push(Fresh { key, terms: terms.clone(), by: By::Rule, entry });
             }
@@ -152,15 +162,26 @@ pub(super) fn scan(wanted: &Wanted, followed: &HashMap<Key, Known>, require: Req
         }
     }
     if seen.problems.is_empty() && !cut {
-        let unwanted = followed
-            .iter()
-            .filter(|(key, file)| file.by_rule && !found_keys.contains(*key) && !file.is_away());
+        let is_hidden = |path: &Path| skipped.iter().any(|(folder, _)| path.starts_with(folder));
+        let unwanted = followed.iter().filter(|(key, file)| {
+            file.by_rule
+                && !found_keys.contains(*key)
+                && !is_hidden(&file.path)
+                // Or its filesystem is not there: it has not gone then, and the group is to be
+                // there when it comes back.
+                && device_towards(&file.path, &mut ask) == Some(file.device)
+        });
         seen.gone = unwanted.map(|(key, _)| *key).collect();
     }
     seen
 }
 
-fn prepare(found: &Found, terms: &Terms, require: Require) -> Result<Entry, String> {
+fn prepare(
+    found: &Found,
+    terms: &Terms,
+    require: Require,
+    homes: &mut Homes,
+) -> Result<Entry, String> {
     let file = sample::open_regular(&found.path).map_err(|error| error.to_string())?;
     let place = require(&file).map_err(|obstacle| obstacle.to_string())?;
     if (place.device, place.inode) != (found.device, found.inode) {
@@ -169,17 +190,16 @@ fn prepare(found: &Found, terms: &Terms, require: Require) -> Result<Entry, Stri
     let template = terms.template(Vec::new());
     let mut entry = entry(None, &found.path, terms.mode, &place, None, template, terms.pace());
     entry.spec.limits = terms.limits;
+    entry.home = homes.of(place.device); // while the file is open
     Ok(entry)
 }
 
 /// For the scout.
 pub(super) enum Errand {
-    /// Compare what is wanted with the files that are followed.
-    Scan(Arc<Wanted>, HashMap<Key, Known>),
+    /// Compare what is wanted with the files that are followed. The number is that of the scan.
+    Scan(u32, Task),
     /// Read the configuration again.
     Reload,
-    /// Find the files again that an earlier service was asked for.
-    Recall(Vec<Added>, Arc<Terms>),
     /// Write the ledger down.
     Save(Arc<StateFile>, Box<Ledger>, Vec<SavedGrid>),
 }
@@ -187,11 +207,9 @@ pub(super) enum Errand {
 /// What the scout brings back.
 pub(super) enum Finding {
     /// Of a scan for this configuration.
-    Seen(Arc<Wanted>, Seen),
+    Seen(u32, Arc<Wanted>, Seen),
     /// The configuration as it is now.
     Reloaded(Result<Box<Config>, Errors>),
-    /// What was found again; and what was not, and why.
-    Recalled(Vec<Fresh>, Vec<(PathBuf, String)>),
     /// Whether the ledger was written.
     Saved(Result<(), String>),
 }

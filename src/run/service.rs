@@ -2,27 +2,28 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::mem;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::{error, info, warn};
 use parking_lot::Mutex;
 
-use super::added::{Roster, recall};
+use super::added::Roster;
+use super::away::{Aways, look_for, missing};
 use super::books::{PATIENCE, add};
-use super::scan::{By, Errand, Finding, Fresh, Key, Known, Require, Seen, Wanted};
+use super::scan::{By, Errand, Finding, Fresh, Key, Known, Require, Seen, Task, Wanted};
+use super::scans::Scans;
 use super::{Answer, Outcome, Run, supervisor};
 use crate::config::{Config, Errors, Nameless, Settings, Terms, unique_aliases};
 use crate::dm::Dm;
 use crate::engine::{End, Event, FileId, Time};
 use crate::group::safe_alias;
 use crate::kernel::process::give_back_memory;
+use crate::message::RegionId;
 use crate::place;
 use crate::values::Listen;
-
-/// Share of the time that scans may take, as one part in so many.
-const SCAN_SHARE: u32 = 20;
 
 /// Files from which on it is worth while to give back what a scan has taken.
 const MANY: usize = 1000;
@@ -46,14 +47,13 @@ pub(super) struct Service {
     pub(super) unfit: HashMap<PathBuf, String>,
     problems: Vec<String>,
     cut: bool,
-    scan_due: Time,
-    pub(super) scanning: Option<Time>,
+    scans: Scans,
+    /// Files that may come back.
+    pub(super) away: Aways,
     /// Why the configuration in force is not the one in the files.
     pub(super) config_error: Option<String>,
     /// Where it is written down what no rule wants.
     pub(super) roster: Option<Roster>,
-    /// What is in there is being found again.
-    pub(super) recalling: bool,
 }
 
 /// What the service knows of one file.
@@ -77,11 +77,10 @@ impl Service {
             unfit: HashMap::new(),
             problems: Vec::new(),
             cut: false,
-            scan_due: Time::ZERO,
-            scanning: None,
+            scans: Scans::default(),
+            away: Aways::new(),
             config_error: None,
             roster: None,
-            recalling: false,
         }
     }
 
@@ -96,7 +95,7 @@ impl Service {
 
     /// When something is to be done without an event.
     pub(super) fn next_due(&self) -> Option<Time> {
-        self.scanning.is_none().then_some(self.scan_due)
+        self.scans.next_due()
     }
 }
 
@@ -109,23 +108,13 @@ pub(super) fn scout<D: Dm>(
 ) -> impl FnMut(Errand) + Send {
     move |errand| {
         let finding = match errand {
-            Errand::Scan(wanted, followed) => {
+            Errand::Scan(number, task) => {
                 let require: Require = place::require;
-                let seen = super::scan::scan(&wanted, &followed, require);
-                Finding::Seen(wanted, seen)
+                let returns = look_for(&task, &open, claim); // before the rules find the same
+                let seen = Seen { returns, ..super::scan::scan(&task, require) };
+                Finding::Seen(number, task.wanted, seen)
             }
             Errand::Reload => Finding::Reloaded(read().map(Box::new)),
-            Errand::Recall(added, base) => {
-                let (mut found, mut lost) = (Vec::new(), Vec::new());
-                for file in added {
-                    let path = file.path.0.clone();
-                    match recall(file, &base, &open, claim) {
-                        Ok(fresh) => found.push(fresh),
-                        Err(why) => lost.push((path, why)),
-                    }
-                }
-                Finding::Recalled(found, lost)
-            }
             Errand::Save(state, ledger, grids) => {
                 Finding::Saved(state.write(&ledger, grids).map_err(|error| error.to_string()))
             }
@@ -138,12 +127,14 @@ impl Run {
     /// Does what is due without an event.
     pub(super) fn look_around(&mut self, now: Time) {
         let Some(service) = &mut self.service else { return };
-        if service.next_due().is_none_or(|due| due > now) {
+        let (statuses, clock) = (self.engine.device_statuses(), Instant::now());
+        let stuck = statuses.filter(|at| self.pulse.stuck(at.device, clock).is_some());
+        let Some((number, trail)) = service.scans.begin(now, stuck.map(|at| at.device)) else {
             return;
-        }
-        service.scanning = Some(now);
-        let wanted = service.wanted.clone();
-        self.scout(Errand::Scan(wanted, self.known(now)));
+        };
+        let (wanted, missing) = (service.wanted.clone(), missing(&service.away));
+        let task = Task { wanted, followed: self.known(now), missing, trail };
+        self.scout(Errand::Scan(number, task));
     }
 
     fn known(&self, now: Time) -> HashMap<Key, Known> {
@@ -171,8 +162,7 @@ impl Run {
 
     pub(super) fn found(&mut self, finding: Finding, events: &mut Vec<Event>) {
         match finding {
-            Finding::Seen(wanted, seen) => self.seen(&wanted, seen, events),
-            Finding::Recalled(found, lost) => self.recalled(found, lost),
+            Finding::Seen(number, wanted, seen) => self.seen(number, &wanted, seen, events),
             Finding::Saved(outcome) => self.saved(outcome),
             Finding::Reloaded(Ok(config)) => self.reloaded(*config),
             Finding::Reloaded(Err(errors)) => {
@@ -209,27 +199,32 @@ impl Run {
         service.dismissed.clear();
         service.wanted = Arc::new(config.into());
         service.shared.lock().clone_from(&service.wanted);
-        service.scan_due = now;
+        service.away.retain(|_, away| away.added.is_some());
+        service.scans.wish(now);
         info!("the configuration is in force, with {} entries", service.wanted.terms.len());
         supervisor::ready();
     }
 
     /// Follows what is new, and lets go what is not wanted any more.
-    fn seen(&mut self, wanted: &Arc<Wanted>, mut seen: Seen, events: &mut Vec<Event>) {
+    fn seen(&mut self, number: u32, wanted: &Arc<Wanted>, mut seen: Seen, events: &mut Vec<Event>) {
         let now = self.now();
-        let followed = self.engine.len();
         let Some(service) = &mut self.service else { return };
-        let took = service.scanning.take().map_or(Duration::ZERO, |began| now.since(began));
+        let interval = service.settings().rescan_interval;
+        let Some(took) = service.scans.end(now, number, interval) else { return };
         if !Arc::ptr_eq(wanted, &service.wanted) {
-            service.scan_due = now; // the configuration is another one by now
+            service.scans.wish(now); // the configuration is another one by now
             return;
         }
         if let Some(books) = &mut self.books {
             add(&mut books.scans, took);
         }
-        let interval = service.settings().rescan_interval;
-        service.scan_due = now + interval.max(took * SCAN_SHARE);
-        seen.fresh.retain(|fresh| !service.dismissed.contains(&fresh.key));
+        self.returned(mem::take(&mut seen.returns));
+        let followed = self.engine.len();
+        let Some(service) = &mut self.service else { return };
+        let is_new = |fresh: &Fresh| {
+            !service.dismissed.contains(&fresh.key) && !service.keys.contains_key(&fresh.key)
+        };
+        seen.fresh.retain(is_new);
         // Files that no rule wants take room, too.
         let room = (service.settings().max_files + seen.gone.len()).saturating_sub(followed);
         seen.cut |= seen.fresh.len() > room;
@@ -306,6 +301,7 @@ impl Run {
             let file = self.follow(entry, Some(claimed));
             if let Some(service) = &mut self.service {
                 service.keys.insert(key, file);
+                service.away.remove(&*self.files[file.index()].path);
             }
             files.push(file);
         }
@@ -328,12 +324,17 @@ impl Run {
         let now = self.now();
         let Some(service) = &mut self.service else { return };
         service.keys.remove(&claimed.key);
-        if matches!(end, End::Absent(_) | End::Unused | End::Unwanted) {
+        if !matches!(end, End::NotOurs(_)) {
             // Something else may be there by now, or it is wanted in another way; it need not
             // wait for its turn.
-            service.scan_due = service.scan_due.min(now + service.settings().interval);
+            service.scans.wish(now + service.settings().interval);
         }
-        if matches!(claimed.by, By::Request | By::HandOver) {
+        if claimed.by != By::Foreground {
+            let path = self.files[file.index()].path.clone();
+            let added = claimed.as_added(&path);
+            self.has_left(path.to_path_buf(), claimed.terms.mode, added, end);
+        }
+        if claimed.by.is_asked() {
             self.write_down();
         }
     }
@@ -365,6 +366,15 @@ impl Run {
             events.push(Event::Forget(file, self.files[file.index()].made));
         }
         events.push(Event::Tick); // there may be none
+    }
+
+    /// Its group has another id.
+    pub(super) fn moved(&mut self, file: FileId, to: RegionId) {
+        if let Some(claimed) = &mut self.files[file.index()].claimed {
+            if matches!(claimed.by, By::HandOver(_)) {
+                claimed.by = By::HandOver(to);
+            }
+        }
     }
 
     /// Lets a file go for good, whatever the rules say.

@@ -26,8 +26,7 @@ impl Run {
     }
 
     fn totals(&self, books: &Books, path: Option<&Path>) -> Totals {
-        let now = self.now();
-        let statuses = self.engine.device_statuses(now);
+        let statuses = self.engine.device_statuses();
         let devices: Vec<DeviceTotals> =
             statuses.map(|status| self.device_totals(books, &status)).collect();
         let wanted = |file: &FileId| path.is_none_or(|path| self.is_at(*file, path));

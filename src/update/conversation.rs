@@ -6,13 +6,15 @@ use super::Error;
 use super::ours::Model;
 use super::reading::{Count, Passage, Passing};
 use crate::counters::{bounds_ns, parse_print};
-use crate::dm::{Device, Dm, Turn};
+use crate::dm::{Device, Dm, Label, Reply, Turn};
 use crate::extent::Extent;
 use crate::group::Mark;
 use crate::message::{Clockwork, Message, RegionId, parse_created};
 
 /// The messages of one update. All of them must reach the device that answered the first: a number
-/// is given to a new device as soon as it is free.
+/// is given to a new device as soon as it is free. So all but the first, which is a listing, are
+/// for the one that has the uuid of the first that answered; where it has none, the name that each
+/// answer bears tells, though only once the message has had its effect.
 ///
 /// Who changes anything has a turn at the device, as long as the conversation lasts. Otherwise what
 /// the update has created and not yet named could be taken for an orphan, and deleted, between its
@@ -21,8 +23,8 @@ pub(crate) struct Conversation<D: Dm> {
     dm: D,
     device: Device,
     has_turn: bool,
-    answered: Option<(Vec<u8>, Vec<u8>)>,
-    replaced: bool,
+    answered: Option<Label>,
+    gone: bool,
     /// Regions created and deleted so far.
     pub(super) created: usize,
     pub(super) deleted: usize,
@@ -40,7 +42,7 @@ impl<D: Dm> Conversation<D> {
             device,
             has_turn: false,
             answered: None,
-            replaced: false,
+            gone: false,
             created: 0,
             deleted: 0,
             mark: None,
@@ -105,23 +107,26 @@ impl<D: Dm> Conversation<D> {
     }
 
     pub(crate) fn send(&mut self, message: &Message<'_>) -> Result<Vec<u8>, Error> {
-        if self.replaced {
-            return Err(Error::Replaced); // it has no business with us
+        if self.gone {
+            return Err(Error::Replaced); // whoever has its number has no business with us
         }
         let text = message.encode();
-        let reply = match self.dm.message(self.device, &text) {
-            Ok(reply) => reply,
-            Err(source) => return Err(Error::Message { text, source }),
+        let reply = match &self.answered {
+            Some(Label { uuid, .. }) if !uuid.is_empty() => {
+                self.dm.message_to(self.device, uuid, &text)
+            }
+            _ => self.dm.message(self.device, &text),
         };
-        let same = |(name, uuid): &(Vec<u8>, Vec<u8>)| {
-            *uuid == reply.uuid && (*name == reply.name || !uuid.is_empty())
+        let same = |label| self.answered.as_ref().is_none_or(|first| first.is_still(label));
+        let answer = match reply {
+            Ok(reply) if same(&reply.label) => Ok(reply),
+            Ok(_) => Err(Error::Replaced),
+            Err(source) => Err(Error::Message { text, source }),
         };
-        self.replaced = !self.answered.as_ref().is_none_or(same);
-        if self.replaced {
-            return Err(Error::Replaced);
-        }
-        self.answered.get_or_insert((reply.name, reply.uuid));
-        Ok(reply.text)
+        self.gone = answer.as_ref().is_err_and(Error::is_no_device);
+        let Reply { label, text } = answer?;
+        self.answered.get_or_insert(label);
+        Ok(text)
     }
 
     /// All rows, of every program: ids are shared among them.

@@ -41,11 +41,15 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the device does not exist (any more): `ENXIO`.
+    /// Whether the device does not exist (any more): `ENXIO`, or another one has its number.
     #[must_use]
     pub fn is_no_device(&self) -> bool {
         const ENXIO: i32 = 6;
-        matches!(self, Error::Message { source, .. } if source.raw_os_error() == Some(ENXIO))
+        match self {
+            Error::Replaced => true,
+            Error::Message { source, .. } => source.raw_os_error() == Some(ENXIO),
+            _ => false,
+        }
     }
 
     /// Whether the region does not exist (any more): `ENOENT`.

@@ -119,7 +119,7 @@ impl World {
     /// All groups of a device have no more regions than allowed, as far as each may have one.
     fn judge_devices(&self, own: &BTreeMap<Device, u64>) {
         let service = self.service.as_ref().expect("it runs in the calm");
-        for status in service.engine.device_statuses(self.time()) {
+        for status in service.engine.device_statuses() {
             let regions = own.get(&status.device).copied().unwrap_or(0);
             let max = u64::from(self.max_device_regions).max(status.files as u64);
             assert!(regions <= max, "{regions} regions on {}, {max} allowed", status.device);

@@ -212,6 +212,20 @@ fn is_of_other(row: &[u8]) -> bool {
 
 impl Dm for Cut {
     fn message(&mut self, device: Device, text: &[u8]) -> io::Result<Reply> {
+        self.carry(text, |memory| memory.message(device, text))
+    }
+
+    fn message_to(&mut self, device: Device, uuid: &[u8], text: &[u8]) -> io::Result<Reply> {
+        self.carry(text, |memory| memory.message_to(device, uuid, text))
+    }
+}
+
+impl Cut {
+    fn carry(
+        &mut self,
+        text: &[u8],
+        carry: impl Fn(&mut Memory) -> io::Result<Reply>,
+    ) -> io::Result<Reply> {
         let at = self.log.len();
         self.log.push(text.to_vec());
         if self.fuel.is_some_and(|fuel| at > fuel) {
@@ -227,13 +241,13 @@ impl Dm for Cut {
         }
         if self.fuel == Some(at) {
             if self.applied {
-                self.memory.message(device, text).ok();
+                carry(&mut self.memory).ok();
             }
             return Err(Errno::EIO.into());
         }
-        let mut reply = self.memory.message(device, text)?;
+        let mut reply = carry(&mut self.memory)?;
         if let Some(name) = self.name {
-            reply.name = name.into();
+            reply.label.name = name.into();
         }
         Ok(reply)
     }

@@ -365,7 +365,12 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         self.child.kill().ok();
-        self.child.wait().ok();
+        // One of its threads may wait for a device that answers only when the test is over.
+        let start = Instant::now();
+        while start.elapsed() < PATIENCE / 10 && self.child.try_wait().is_ok_and(|it| it.is_none())
+        {
+            thread::sleep(Duration::from_millis(1));
+        }
         if thread::panicking() {
             eprintln!("the daemon said:\n{}", self.said());
         }

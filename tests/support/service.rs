@@ -29,7 +29,8 @@ pub fn entry(disk: &Disk, pattern: &str) -> String {
 
 pub fn service_command(options: &str) -> Command {
     let mut command = command(PROGRAM);
-    command.args(["run", "--config-dir", "/tmp/etc", "--rescan-interval", "200ms"]);
+    command.args(["run", "--config-dir", "/tmp/etc"]);
+    command.env("DMFILEMAPD_RESCAN_INTERVAL", "200ms"); // options override it
     command.args(options.split_whitespace());
     command
 }
