@@ -19,7 +19,7 @@ use crate::extent::Extents;
 use crate::group::Mark;
 use crate::home::{Home, sysfs};
 use crate::kernel::fiemap::Pages;
-use crate::mounts::Lists;
+use crate::mounts::{Lists, Mounts};
 use crate::sample::{self, Reach};
 use crate::shape::{Limits, Want};
 use crate::sight::Sight;
@@ -141,21 +141,22 @@ impl Wanted {
     }
 }
 
-/// A sampler: what it does with a job.
+/// A sampler: what it does with a job. With lists of the mounts it notices when a filesystem is
+/// unmounted lazily.
 pub(super) fn sampler(
     inbox: Sender<Answer>,
-    lists: Arc<Lists>,
+    lists: Option<Arc<Lists>>,
     pulse: Pulse,
 ) -> impl FnMut(Sample) {
     let mut pages = Pages::default();
     move |job| {
         let answer = match job {
             Sample::Look { mut batch, mut reaches, keep, reserved } => {
-                let mounts = lists.mounts();
+                let mounts = lists.as_ref().map(|lists| lists.mounts());
                 let job = pulse.begin(batch.device);
                 for (look, reach) in iter::zip(&mut batch.looks, &mut reaches) {
                     let sight = match batch.maps {
-                        _ if reach.is_detached(&mounts) => Sight::Unmounted,
+                        _ if is_detached(reach, mounts.as_ref()) => Sight::Unmounted,
                         Some(_) => sample::look(reach, look.last, look.taken(), keep, &mut pages),
                         None => sample::compare(reach, look.last),
                     };
@@ -163,7 +164,9 @@ pub(super) fn sampler(
                         look.sight = sight; // long, and rare
                     }
                     if batch.maps.is_some() {
-                        reach.note_mount(&lists); // it may have been opened just now
+                        if let Some(lists) = &lists {
+                            reach.note_mount(lists); // it may have been opened just now
+                        }
                         job.gets_on();
                     }
                 }
@@ -171,7 +174,7 @@ pub(super) fn sampler(
             }
             Sample::Gauge(device) => {
                 // Files are to be looked at, too, when their filesystem may have been unmounted.
-                let changes = lists.mounts().changes;
+                let changes = lists.as_ref().map_or(0, |lists| lists.mounts().changes);
                 let writes = writes(device).map(|writes| writes.wrapping_add(changes));
                 Answer::Event(Event::Gauged(device, writes))
             }
@@ -183,6 +186,10 @@ pub(super) fn sampler(
         };
         inbox.send(answer).ok(); // nobody there: the process is about to end
     }
+}
+
+fn is_detached(reach: &mut Reach, mounts: Option<&Mounts>) -> bool {
+    mounts.is_some_and(|mounts| reach.is_detached(mounts))
 }
 
 /// Write requests and flushes that the device has finished; `None` if it does not say.

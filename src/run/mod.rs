@@ -321,7 +321,9 @@ impl Run {
         // Unbounded, but a file is in one job at most.
         let (sender, inbox) = unbounded();
         let inbox_of_samplers = sender.clone();
-        let (lists, pulse) = (Arc::new(Lists::open()), Pulse::default());
+        let (serves, pulse) = (tidy.is_some(), Pulse::default());
+        // One that follows a file or a few is ended when their filesystem is to be unmounted.
+        let lists = serves.then(|| Arc::new(Lists::open()));
         let of_samplers = pulse.clone();
         let samplers = Crew::new("sampler", move || {
             Ok(jobs::sampler(inbox_of_samplers.clone(), lists.clone(), of_samplers.clone()))
@@ -329,7 +331,6 @@ impl Run {
         let (inbox_of_ioctls, open) = (sender.clone(), paced(open, pacer.clone()));
         let (counting, of_ioctls) = (settings.read.is_some(), pulse.clone());
         // Not others: a daemon puts its stdio away only when it is ready, and threads have begun.
-        let serves = tidy.is_some();
         let ioctls = Crew::new("ioctl", move || {
             if serves {
                 part_with_descriptors().ok(); // an older kernel cannot, and nothing depends on it
