@@ -28,9 +28,6 @@ const SWEEP: Duration = Duration::from_secs(5);
 const READ: Duration = Duration::from_secs(10);
 const FULL_LOOK: Duration = Duration::from_secs(48);
 
-/// Messages that read the grid of a device, at the most: thousands of its areas each.
-const GRID_PRINTS: u64 = 16;
-
 /// Processes that are traced at a time. There may be hundreds, all of which do the same.
 const TRACED_MAX: usize = 8;
 
@@ -264,7 +261,7 @@ impl Round<'_> {
         let lists = lists_at_rest(took);
         counts.at_most("files that do not change: @stats_list", calls.of("@stats_list"), lists);
         // For each region; a file has one more if it was changed before.
-        let prints = (files * (EXTENTS + 1) + GRID_PRINTS) * (times(READ) + 1);
+        let prints = files * (EXTENTS + 1) * (times(READ) + 1);
         counts.at_most("files that do not change: @stats_print", calls.of("@stats_print"), prints);
         let known = ["@fiemap", "@stats_list", "@stats_print"].map(|kind| calls.of(kind));
         let other = ioctls(calls) - known.iter().sum::<u64>();
@@ -278,10 +275,9 @@ fn times(took: Duration, every: Duration) -> u64 {
 }
 
 /// Listings of a device in so much time, whatever happens to its files: each sweep lists twice, for
-/// the groups and for what cut updates have left, and each reading of the counts before and after,
-/// and once for the grid.
+/// the groups and for what cut updates have left, and each reading of the counts before and after.
 pub fn lists_at_rest(took: Duration) -> u64 {
-    2 * (times(took, SWEEP) + 1) + 3 * (times(took, READ) + 1)
+    2 * (times(took, SWEEP) + 1) + 2 * (times(took, READ) + 1)
 }
 
 fn ioctls(calls: &Calls) -> u64 {

@@ -23,6 +23,8 @@ pub enum Keeper {
     Nobody,
     /// Ours, one process for all files.
     Service,
+    /// The same, and its totals come from a grid.
+    Gridded,
     /// Ours, one process for each file, as `dmstats` starts it where there is no service.
     Each,
     /// Another daemon with lvm2's command line, one process for each file.
@@ -38,6 +40,7 @@ impl Keeper {
         match self {
             Keeper::Nobody => "nobody",
             Keeper::Service => "our service",
+            Keeper::Gridded => "our service with a grid",
             Keeper::Each => "ours, one process a file",
             Keeper::Given(_) => "given daemon, one process a file",
             Keeper::Dmstats => "dmstats update_filemap",
@@ -53,7 +56,7 @@ impl Keeper {
     /// Starts to keep the groups of these files, which are all that match [`Files::pattern`], and
     /// waits until they are right. There are no groups before that.
     pub fn start(&self, disk: &Disk, files: &Files, interval: Duration) -> Keeping {
-        if !matches!(self, Keeper::Nobody | Keeper::Service) {
+        if !matches!(self, Keeper::Nobody | Keeper::Service | Keeper::Gridded) {
             self.make_groups(files);
         }
         let mut keeping = Keeping { daemons: Vec::new(), runs: None, sample: None };
@@ -65,7 +68,8 @@ impl Keeper {
         };
         match self {
             Keeper::Nobody => return keeping,
-            Keeper::Service => keeping.daemons.push(service(disk, interval)),
+            Keeper::Service => keeping.daemons.push(service(disk, interval, false)),
+            Keeper::Gridded => keeping.daemons.push(service(disk, interval, true)),
             Keeper::Each => keeping.daemons = daemon(program()),
             Keeper::Given(program) => keeping.daemons = daemon(program),
             Keeper::Dmstats | Keeper::Update => {
@@ -81,7 +85,7 @@ impl Keeper {
             let wrong = files.0.iter().filter(|file| !judge::is_right(file, &groups)).count();
             (wrong == 0).then_some(()).ok_or_else(|| format!("{wrong} are wrong"))
         });
-        if matches!(self, Keeper::Service | Keeper::Each) {
+        if matches!(self, Keeper::Service | Keeper::Gridded | Keeper::Each) {
             // What it takes over and looks at in the beginning is not what is measured.
             let_all_look(&keeping.pids());
         }
@@ -155,13 +159,16 @@ fn copied(program: &Path, to: &'static str) -> &'static Path {
     to
 }
 
-fn service(disk: &Disk, interval: Duration) -> Daemon {
+fn service(disk: &Disk, interval: Duration, grid: bool) -> Daemon {
     fs::create_dir_all(CONFIG).unwrap();
     let pattern = Files::pattern(disk);
     let entry = format!("[[file]]\npath = \"{}\"\n", pattern.display());
     fs::write(Path::new(CONFIG).join("config.toml"), entry).unwrap();
     let mut command = Command::new(program());
     command.args(["run", "--config-dir", CONFIG, "--interval"]).arg(text(interval));
+    if grid {
+        command.args(["--grid-memory", "4MiB"]);
+    }
     let daemon = Daemon::start(&mut command);
     daemon.wait_for("following the files of ");
     daemon

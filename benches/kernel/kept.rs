@@ -145,7 +145,7 @@ impl Worker {
 pub fn run(bench: &mut Bench) {
     let filesystems = bench.sized(&["ext4"][..], &["ext4", "xfs"]);
     let steps = bench.sized(4, 30);
-    let mut keepers = vec![Keeper::Service];
+    let mut keepers = vec![Keeper::Gridded];
     if !bench.arguments.quick {
         keepers.push(Keeper::Dmstats);
     }
@@ -171,7 +171,7 @@ pub fn run(bench: &mut Bench) {
                     rows.push(words.into_iter().chain(written).collect());
                 }
                 rows[at].push(counted.group.into());
-                if *keeper == Keeper::Service {
+                if *keeper == Keeper::Gridded {
                     check(bench, kind, &worker, counted);
                 }
             }
@@ -206,7 +206,7 @@ fn work(disk: &Disk, keeper: &Keeper, steps: u32) -> Vec<(Worker, Counted)> {
         thread::sleep(STEP.saturating_sub(began.elapsed()));
     }
     files.wait_until_right(&mut judge);
-    let totals = if *keeper == Keeper::Service { totals() } else { BTreeMap::new() };
+    let totals = if *keeper == Keeper::Gridded { totals() } else { BTreeMap::new() };
     drop(keeping);
     let counted = |file: &crate::files::File| Counted {
         group: judge.sectors_written(file.alias()),

@@ -27,7 +27,7 @@ fn changes(bench: &mut Bench, disk: &Disk) {
         ["one file of 4 extents", "kept by", "is shown", "creates", "deletes", "set_aux", "lists"];
     let headings = [&headings[..], &["FIEMAPs", "of them with a writeback"]].concat();
     let title = "What the kernel is asked until a group shows a change";
-    let mut table = Table::new("messages", title, &headings);
+    let mut table = Table::new("changes", title, &headings);
     let mut keepers = vec![Keeper::Service, Keeper::Each];
     if !bench.arguments.quick {
         keepers.push(Keeper::Dmstats);
@@ -48,7 +48,7 @@ fn changes(bench: &mut Bench, disk: &Disk) {
             if matches!(keeper, Keeper::Service | Keeper::Each) {
                 let what = format!("{}, {what}", keeper.name());
                 bench.counts.is(&format!("{what}: groups that show it"), shown.into(), 1);
-                check(bench, &what, &calls, began.elapsed());
+                check(bench, &keeper, &what, &calls, began.elapsed());
             }
         }
         drop(keeping);
@@ -76,11 +76,12 @@ fn of_change(files: &mut Files, keeping: &Keeping, judge: &mut Judge) -> (Calls,
     (calls, is_right(files, judge))
 }
 
-/// The fewest messages that there can be. The service may make one region of neighbours that have
-/// counted nothing while it creates one there anyway, and two of that again when its middle goes.
-fn check(bench: &mut Bench, what: &str, calls: &Calls, took: Duration) {
+/// A process of lvm2's command line sends the fewest messages that there can be. The service folds: it
+/// may make one region of neighbours that have counted nothing while it creates one there anyway, and
+/// two of that again when its middle goes.
+fn check(bench: &mut Bench, keeper: &Keeper, what: &str, calls: &Calls, took: Duration) {
     let more = u64::from(what.ends_with("more"));
-    let folds = what.starts_with(Keeper::Service.name());
+    let folds = *keeper == Keeper::Service;
     for (kind, fewest, folded) in
         [("@stats_create", more, 2 - more), ("@stats_delete", 1 - more, 1 + more)]
     {

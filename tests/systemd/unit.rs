@@ -260,8 +260,12 @@ fn mounts_come_and_go() {
         let Outcome { status, stderr, .. } = outcome(Command::new("umount").arg(&disk.mount));
         if status == Some(0) { Ok(()) } else { Err(stderr) }
     });
-    let left = |file: &Path| status().files.iter().any(|status| status.path.0 == file);
-    wait_until("it is let go", || if left(&file) { Err(said()) } else { Ok(()) });
+    let is_away =
+        |status: &dmfilemapd::request::FileStatus| status.path.0 == file && status.state == "away";
+    wait_until("it is let go", || match status().files.iter().any(is_away) {
+        true => Ok(()),
+        false => Err(said()),
+    });
 }
 
 /// Whoever has it open is out of the service's sight.
