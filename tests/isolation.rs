@@ -370,7 +370,8 @@ fn assert_threads_are_bounded(ward: &Ward, service: &Daemon) {
     let threads = threads(pid);
     let of = |name: &str| threads.get(name).copied().unwrap_or_default();
     assert!(of("sampler") <= all * (OF_DEVICE - 1), "{threads:?}");
-    assert!(of("ioctl") <= all, "{threads:?}");
+    // One that has answered and is not back at the queue yet is not there for the next order.
+    assert!(of("ioctl") <= 2 * all, "{threads:?}");
     assert!(of("scout") <= stuck + 1, "{threads:?}");
 }
 
