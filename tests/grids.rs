@@ -306,4 +306,13 @@ fn a_file_that_is_cut_and_written_again_keeps_both() {
         wrote += append(&file, 512 * KIB, 1);
         assert_counted(&file, wrote, "cut and written again");
     }
+
+    // Between two readings it is somewhere else each time.
+    for _ in 0..3 {
+        vm::sh(&format!("truncate -s 512K {name}"));
+        assert_follows(&disk, "cut again", &file, "data");
+        wrote += append(&file, 512 * KIB, 1);
+        assert_follows(&disk, "written again", &file, "data");
+    }
+    assert_counted(&file, wrote, "somewhere else each time");
 }

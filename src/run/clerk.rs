@@ -53,6 +53,15 @@ pub(super) struct Enlisted {
     pub(super) by: Option<By>,
 }
 
+/// Where a file was for a while.
+pub(super) struct Seen {
+    pub(super) file: FileId,
+    pub(super) holder: Holder,
+    pub(super) map: Extents,
+    /// What of that was never written.
+    pub(super) blank: Extents,
+}
+
 /// What a file is followed by.
 #[derive(Clone, Copy)]
 pub(super) struct By {
@@ -110,6 +119,8 @@ pub(super) struct Clerk {
     /// Those that are not followed any more, until the next reading is given away.
     leaving: BTreeMap<u32, (FileId, Holder)>,
     numbers: u32,
+    /// The last number that was given out before this round.
+    known: u32,
     /// Whether a map or the grid has changed since the grid was last planned.
     moved: bool,
     /// When the last reading was begun.
@@ -152,6 +163,7 @@ impl Clerk {
             leaving: BTreeMap::new(),
             handed_over: Vec::new(),
             numbers: 0,
+            known: 0,
             moved: true,
             read: None,
             rounds: 0,
@@ -169,12 +181,19 @@ impl Clerk {
 
     /// Reads the grid, and gives away what it has counted since the last round. The first round
     /// finds the grid, or makes one.
-    pub(super) fn round(&mut self, files: Vec<Enlisted>, may_change: bool) -> Result<Round, Error> {
+    pub(super) fn round(
+        &mut self,
+        files: Vec<Enlisted>,
+        may_change: bool,
+        seen: Vec<Seen>,
+    ) -> Result<Round, Error> {
         let start = processor_time();
         if self.members.is_empty() && self.rounds == 0 {
             self.owners = Owners::new(files.first().is_some_and(|file| lays_by(&file.path)));
         }
+        self.known = self.numbers;
         let newborn = self.enlist(files);
+        self.take_in(seen, &newborn);
         let mut round = Round::default();
         if self.grid.is_none() {
             round.restored = self.find()?;
@@ -237,7 +256,7 @@ impl Clerk {
     /// Takes the grid off the device. Gives what it had counted.
     pub(super) fn retire(mut self) -> Round {
         let last = match self.grid.is_some() {
-            true => self.round(Vec::new(), false).unwrap_or_default(),
+            true => self.round(Vec::new(), false, Vec::new()).unwrap_or_default(),
             false => Round::default(),
         };
         if let Some(grid) = self.grid.take() {
@@ -281,6 +300,19 @@ impl Clerk {
             self.part_with(file, member);
         }
         newborn
+    }
+
+    /// Takes in where files were since the last round: those that were members then, or are
+    /// younger.
+    fn take_in(&mut self, seen: Vec<Seen>, newborn: &HashSet<FileId>) {
+        let known = self.known;
+        for Seen { file, holder, map, blank } in seen {
+            let member = self.members.get(&file).filter(|member| member.holder == holder);
+            let member = member.filter(|member| member.number <= known || newborn.contains(&file));
+            if let Some(member) = member {
+                self.moved |= self.owners.set(member.number, map, blank);
+            }
+        }
     }
 
     fn member(&mut self, holder: Holder, path: Arc<Path>, by: By) -> Member {

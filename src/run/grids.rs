@@ -9,16 +9,18 @@ use crossbeam_channel::Sender;
 use log::{info, warn};
 
 use super::books::PATIENCE;
-use super::clerk::{By, Clerk, Enlisted, Manner, Round};
+use super::clerk::{By, Clerk, Enlisted, Manner, Round, Seen};
 use super::crew::Crew;
 use super::jobs::Pass;
 use super::{Answer, File, Outcome, Run};
 use crate::dm::{Device, Dm};
-use crate::engine::{Event, FileId, Reading, Time};
+use crate::engine::{Batch, Event, FileId, Look, Reading, Time};
+use crate::extent::Fingerprint;
 use crate::grid::plan::Limits;
 use crate::grid::saved::SavedGrid;
 use crate::request::GridTotals;
 use crate::sample::Reach;
+use crate::sight::{Map, Sight};
 use crate::update::Error;
 
 /// Files of a device, from which on none of them is counted by a grid: a look at each is part of
@@ -34,6 +36,10 @@ const REGIONS_MAX: usize = 8;
 /// Sectors of the smallest area: 16 KiB. What is written at once is seldom smaller.
 const FINEST: u64 = 32;
 
+/// Extents of maps that are kept for a round, at most: a file that is rewritten all the time may
+/// have many.
+const SEEN_MAX: usize = 1 << 18;
+
 /// How long the regions' part of a reading waits for the grid's. A file may be locked by a writer
 /// for longer than that; then regions count.
 const ROUND_MAX: Duration = Duration::from_secs(5);
@@ -41,7 +47,8 @@ const ROUND_MAX: Duration = Duration::from_secs(5);
 /// For a thread of the grids.
 pub(super) enum Job {
     /// For these files. Whether the grid may be changed for them, says the flag.
-    Round(Box<Clerk>, Vec<Enlisted>, bool),
+    /// The maps are what was seen of them since the last round.
+    Round(Box<Clerk>, Vec<Enlisted>, bool, Vec<Seen>),
     /// No file is followed on its device any more.
     Retire(Box<Clerk>),
 }
@@ -74,6 +81,9 @@ struct Slot {
     clerk: Option<Box<Clerk>>,
     away: bool,
     interval: Option<Interval>,
+    /// Where files were since the last round, and the last fingerprint of each.
+    seen: Vec<Seen>,
+    last_seen: HashMap<FileId, Fingerprint>,
     /// Somebody else has it now.
     given_up: bool,
     /// Where it stood after the last round: at the same moment as the accounts.
@@ -109,8 +119,8 @@ impl Grids {
         let crew = Crew::new("grid", move || {
             let inbox = inbox.clone();
             Ok(move |job| match job {
-                Job::Round(mut clerk, files, may_change) => {
-                    let outcome = clerk.round(files, may_change);
+                Job::Round(mut clerk, files, may_change, seen) => {
+                    let outcome = clerk.round(files, may_change, seen);
                     // Nobody there: the process is about to end.
                     inbox.send(Answer::Counted(Counted::Round(clerk, outcome))).ok();
                 }
@@ -186,9 +196,30 @@ impl Run {
         };
         slot.away = true;
         slot.interval = Some(Interval { began: now, resumes, pass: None, round: Back::NotYet });
+        let seen = std::mem::take(&mut slot.seen);
+        slot.last_seen.clear();
         let holders = enlisted.iter().map(|one| (one.file, one.holder.clone())).collect();
-        super::give(&grids.crew, Job::Round(clerk, enlisted, !ends));
+        super::give(&grids.crew, Job::Round(clerk, enlisted, !ends, seen));
         self.join(holders, resumes);
+    }
+
+    /// Files were looked at: where they are is remembered for the next round, or what one has for a
+    /// while between two readings would be nobody's.
+    pub(super) fn see(&mut self, batch: &Batch) {
+        let slot = grids_slot(&mut self.grids, batch.device);
+        let Some(slot) = slot.filter(|slot| slot.away || slot.clerk.is_some()) else { return };
+        let mut room = SEEN_MAX.saturating_sub(slot.seen.iter().map(|seen| seen.map.len()).sum());
+        for Look { file, sight, .. } in &batch.looks {
+            let Sight::Mapped(_, Map { extents, blank, fingerprint, .. }) = sight else { continue };
+            if extents.len() > room || slot.last_seen.get(file) == Some(fingerprint) {
+                continue;
+            }
+            let Some(holder) = self.files[file.index()].holder.clone() else { continue };
+            room -= extents.len();
+            slot.last_seen.insert(*file, *fingerprint);
+            let (map, blank) = (extents.clone(), blank.clone());
+            slot.seen.push(Seen { file: *file, holder, map, blank });
+        }
     }
 
     /// The regions' part of a reading is here.

@@ -478,6 +478,7 @@ impl Run {
                 self.open -= reserved;
                 self.take_back(&batch, reaches);
                 self.count_failed_looks(&batch.looks);
+                self.see(&batch);
                 events.push(Event::Looked(batch));
             }
             Ok(Answer::Closed(device, count)) => {
