@@ -77,8 +77,8 @@ fn of_change(files: &mut Files, keeping: &Keeping, judge: &mut Judge) -> (Calls,
 }
 
 /// A process of lvm2's command line sends the fewest messages that there can be. The service folds:
-/// it may make one region of neighbours that have counted nothing while it creates one there anyway,
-/// and two of that again when its middle goes.
+/// it may make one region of neighbours that have counted nothing while it creates one there
+/// anyway, and two of that again when its middle goes.
 fn check(bench: &mut Bench, keeper: &Keeper, what: &str, calls: &Calls, took: Duration) {
     let more = u64::from(what.ends_with("more"));
     let folds = *keeper == Keeper::Service;
