@@ -20,8 +20,8 @@
 //!
 //! * who, of several that have sectors of one area, did what is not growth: see
 //!   [`attribute::Doubt`];
-//! * what had sectors between two readings only: a file that comes and goes in between. Its writes
-//!   go to who has the sectors then, or to the others;
+//! * what had sectors between two looks only: a file that comes and goes in between. Its writes go
+//!   to who has the sectors then, or to the others;
 //! * one I/O that meets several areas is one in each of them, in number and in time.
 
 //! # How good it is
