@@ -87,7 +87,11 @@ pub trait Dm {
 
     /// The next message is not to be held back to let the device's I/O through, if it would be: it
     /// creates a region that is to have an id which has just become free, and anybody may get that.
-    fn hurry(&mut self) {}
+    fn hurry(&mut self) {
+        if let Some(dm) = self.beneath() {
+            dm.hurry();
+        }
+    }
 
     /// Begins a turn at the device, which lasts until [`Dm::end_turn`] or the end of the process.
     /// One at a time. It keeps out nobody but those who ask for turns.
@@ -97,12 +101,16 @@ pub trait Dm {
     /// # Errors
     ///
     /// [`io::ErrorKind::WouldBlock`]: somebody else has a turn, and one of the two is to be alone.
-    fn begin_turn(&mut self, _device: Device, _turn: Turn) -> io::Result<()> {
-        Ok(())
+    fn begin_turn(&mut self, device: Device, turn: Turn) -> io::Result<()> {
+        self.beneath().map_or(Ok(()), |dm| dm.begin_turn(device, turn))
     }
 
     /// Ends the turn at the device.
-    fn end_turn(&mut self, _device: Device) {}
+    fn end_turn(&mut self, device: Device) {
+        if let Some(dm) = self.beneath() {
+            dm.end_turn(device);
+        }
+    }
 
     /// Takes hold of the device's grid, until [`Dm::let_grid_go`] or the end of the process:
     /// [`Turn::Shared`] who reads it, [`Turn::Alone`] who takes away what nobody reads any more.
@@ -113,12 +121,23 @@ pub trait Dm {
     ///
     /// [`io::ErrorKind::WouldBlock`]: somebody else has hold of it, and one of the two is to be
     /// alone.
-    fn hold_grid(&mut self, _device: Device, _turn: Turn) -> io::Result<()> {
-        Ok(())
+    fn hold_grid(&mut self, device: Device, turn: Turn) -> io::Result<()> {
+        self.beneath().map_or(Ok(()), |dm| dm.hold_grid(device, turn))
     }
 
     /// Lets go of the device's grid.
-    fn let_grid_go(&mut self, _device: Device) {}
+    fn let_grid_go(&mut self, device: Device) {
+        if let Some(dm) = self.beneath() {
+            dm.let_grid_go(device);
+        }
+    }
+
+    /// What carries the messages of one that only watches them. It gets all that is asked for by
+    /// the methods above, unless they are written anew; but messages the one that watches has to
+    /// pass on itself.
+    fn beneath(&mut self) -> Option<&mut dyn Dm> {
+        None
+    }
 }
 
 /// Carries messages to devices of this label alone: where another one has the number by now, the
@@ -148,24 +167,8 @@ impl<D: Dm> Dm for Known<'_, D> {
         self.dm.message_to(device, uuid, text)
     }
 
-    fn hurry(&mut self) {
-        self.dm.hurry();
-    }
-
-    fn begin_turn(&mut self, device: Device, turn: Turn) -> io::Result<()> {
-        self.dm.begin_turn(device, turn)
-    }
-
-    fn end_turn(&mut self, device: Device) {
-        self.dm.end_turn(device);
-    }
-
-    fn hold_grid(&mut self, device: Device, turn: Turn) -> io::Result<()> {
-        self.dm.hold_grid(device, turn)
-    }
-
-    fn let_grid_go(&mut self, device: Device) {
-        self.dm.let_grid_go(device);
+    fn beneath(&mut self) -> Option<&mut dyn Dm> {
+        Some(&mut self.dm)
     }
 }
 

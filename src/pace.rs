@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::dm::{Device, Dm, Reply, Turn};
+use crate::dm::{Device, Dm, Reply};
 
 /// The longest pause after one create: one that took longer than a fraction of this waited for a
 /// device that hung.
@@ -189,20 +189,8 @@ impl<D: Dm> Dm for Paced<D> {
         self.dm.hurry();
     }
 
-    fn begin_turn(&mut self, device: Device, turn: Turn) -> io::Result<()> {
-        self.dm.begin_turn(device, turn)
-    }
-
-    fn end_turn(&mut self, device: Device) {
-        self.dm.end_turn(device);
-    }
-
-    fn hold_grid(&mut self, device: Device, turn: Turn) -> io::Result<()> {
-        self.dm.hold_grid(device, turn)
-    }
-
-    fn let_grid_go(&mut self, device: Device) {
-        self.dm.let_grid_go(device);
+    fn beneath(&mut self) -> Option<&mut dyn Dm> {
+        Some(&mut self.dm)
     }
 }
 
@@ -211,6 +199,7 @@ mod tests {
     use std::thread;
 
     use super::*;
+    use crate::dm::Turn;
     use crate::kernel::Memory;
 
     const DEVICE: Device = Device { major: 253, minor: 0 };

@@ -38,6 +38,12 @@ fn serve(disk: &Disk, options: &str) -> Daemon {
     service
 }
 
+/// Ends it as systemd does.
+fn stop(mut service: Daemon) {
+    signal(service.pid(), Signal::SIGTERM);
+    service.wait_for_end();
+}
+
 fn totals() -> Totals {
     serde_json::from_str(&succeed(command(PROGRAM).args(["totals", "--json"]))).unwrap()
 }
@@ -64,6 +70,11 @@ fn wait_until_on_grid(file: &Path) {
             other => Err(format!("{other:?} {:?}", all.devices)),
         }
     });
+}
+
+/// Whether so much was counted of what was written: one percent less at most, and two more.
+fn is_right(counted: u64, wrote: u64) -> bool {
+    counted >= wrote / 100 * 99 && counted <= wrote / 50 * 51
 }
 
 /// Appends so many pieces past the page cache; gives their bytes.
@@ -113,7 +124,7 @@ fn growing_files_keep_what_they_write(kind: &str) {
         let counted = of_file.counters.written_bytes - before;
         sum += of_file.counters.written_bytes;
         let what = format!("{kind}: {counted} of {wrote}: {of_file:?}\n{}", service.said());
-        assert!(counted >= wrote / 100 * 99 && counted <= wrote / 50 * 51, "{what}");
+        assert!(is_right(counted, wrote), "{what}");
         assert!(of_file.uncertain_bytes.is_some());
     }
     let device = &all.devices[0];
@@ -147,10 +158,9 @@ fn without_regions_the_grid_counts_alone() {
     let file = disk.path("data");
     write(&file, 0, 64);
     // One that has made groups is followed by one that makes none, and those go.
-    let mut service = serve(&disk, "");
+    let service = serve(&disk, "");
     assert_follows(&disk, "at first", &file, "data");
-    signal(service.pid(), Signal::SIGTERM);
-    service.wait_for_end();
+    stop(service);
     let _service = serve(&disk, "--regions off");
     wait_until_on_grid(&file);
     wait_until("the group is gone", || match disk.listing().lines().count() {
@@ -175,7 +185,7 @@ fn without_regions_the_grid_counts_alone() {
     let counted = [written(&file) - before, written(&late)];
     for (counted, wrote) in counted.iter().zip(wrote) {
         let what = format!("{counted} of {wrote}: {:?}", totals());
-        assert!(*counted >= wrote / 100 * 99 && *counted <= wrote / 50 * 51, "{what}");
+        assert!(is_right(*counted, wrote), "{what}");
     }
     let listing = disk.listing();
     assert!(listing.lines().count() == 1 && listing.contains("grid="), "{listing}");
@@ -184,11 +194,9 @@ fn without_regions_the_grid_counts_alone() {
     assert_eq!(of(&totals(), &file).state, "following");
 }
 
-/// Within two percent, and one below.
 fn assert_counted(file: &Path, wrote: u64, what: &str) {
     let counted = written(file);
-    let right = counted >= wrote / 100 * 99 && counted <= wrote / 50 * 51;
-    assert!(right, "{what}: {counted} of {wrote}: {:#?}", totals());
+    assert!(is_right(counted, wrote), "{what}: {counted} of {wrote}: {:#?}", totals());
 }
 
 /// Totals of a file that is on the grid go on over a kill, and over a grid that somebody deletes.
@@ -200,13 +208,12 @@ fn totals_of_a_grid_go_on_whatever_happens_to_it() {
     let disk = Disk::format(0, "ext4", "");
     let file = disk.path("data");
     write(&file, 0, 64);
-    let mut service = serve(&disk, "");
+    let service = serve(&disk, "");
     wait_until_on_grid(&file);
     let mut wrote = written(&file) + append(&file, MIB, 2);
     assert_counted(&file, wrote, "at first");
     // Stopped, it writes down where the grid stands; what comes meanwhile is read by the next one.
-    signal(service.pid(), Signal::SIGTERM);
-    service.wait_for_end();
+    stop(service);
     wrote += append(&file, MIB, 1);
     let mut service = serve(&disk, "");
     wait_until_on_grid(&file);
@@ -232,12 +239,11 @@ fn totals_of_a_grid_go_on_when_the_state_or_the_grid_is_lost() {
     let disk = Disk::format(0, "ext4", "");
     let file = disk.path("data");
     write(&file, 0, 64);
-    let mut service = serve(&disk, "");
+    let service = serve(&disk, "");
     wait_until_on_grid(&file);
     // Without what was written down, it goes on from what the regions have, at least.
     overwrite(&file);
-    signal(service.pid(), Signal::SIGTERM);
-    service.wait_for_end();
+    stop(service);
     fs::remove_dir_all("/tmp/state").unwrap();
     let (_, group) = disk.group("data").unwrap();
     let sectors = |id: &u32| {
@@ -268,7 +274,7 @@ fn a_grid_goes_with_the_last_file_and_with_the_service_if_it_is_told_so() {
     let disk = Disk::format(0, "xfs", "");
     let file = disk.path("data");
     write(&file, 0, 64);
-    let mut service = serve(&disk, "--remove-on-exit --mode path");
+    let service = serve(&disk, "--remove-on-exit --mode path");
     wait_until_on_grid(&file);
     fs::remove_file(&file).unwrap();
     wait_until("the grid is gone", || match disk.listing().as_str() {
@@ -277,8 +283,7 @@ fn a_grid_goes_with_the_last_file_and_with_the_service_if_it_is_told_so() {
     });
     write(&file, 0, 64);
     wait_until_on_grid(&file);
-    signal(service.pid(), Signal::SIGTERM);
-    service.wait_for_end();
+    stop(service);
     assert_eq!(disk.listing(), "");
 }
 

@@ -257,8 +257,7 @@ impl Engine {
 
     /// Files that are followed on a device.
     pub fn files_on(&self, device: Device) -> usize {
-        let lane = self.lane_of.get(&device).and_then(|lane| self.lanes.get(*lane as usize));
-        lane.map_or(0, |lane| lane.files)
+        self.lane_on(device).map_or(0, |lane| lane.files)
     }
 
     /// Whether the file is followed still.
@@ -328,6 +327,11 @@ impl Engine {
         let followed = self.followed(file)?;
         followed.job = Job::None;
         Some(followed)
+    }
+
+    fn lane_on(&self, device: Device) -> Option<&Lane> {
+        let lane = *self.lane_of.get(&device)?;
+        self.lanes.get(lane as usize)
     }
 
     fn lane_of(&mut self, device: Device) -> Option<&mut Lane> {

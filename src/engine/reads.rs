@@ -62,8 +62,7 @@ impl Engine {
 
     /// Whether something is still to come of a reading of this device.
     pub fn is_settling(&self, device: Device) -> bool {
-        let lane = self.lane_of.get(&device).and_then(|lane| self.lanes.get(*lane as usize));
-        lane.is_some_and(|lane| lane.reads.unsettled.is_some())
+        self.lane_on(device).is_some_and(|lane| lane.reads.unsettled.is_some())
     }
 
     /// Sets [`Settings::read`](super::Settings::read), for every reading after the next.
@@ -93,8 +92,7 @@ impl Engine {
 
     /// When the reading was begun that is under way on this device.
     pub fn read_began(&self, device: Device) -> Option<Time> {
-        let lane = *self.lane_of.get(&device)?;
-        self.lanes.get(lane as usize)?.ordering
+        self.lane_on(device)?.ordering
     }
 
     /// The file's group, if it has one.

@@ -96,8 +96,8 @@ impl Run {
         for (file, holder, _) in concerned {
             let fits = fits(&file);
             self.files[file.index()].on_grid = if fits { OnGrid::Yes } else { OnGrid::No };
-            if let Some(books) = &mut self.books {
-                books.ledger.set_on_grid(&holder, fits, unix);
+            if let (Some(books), true) = (&mut self.books, fits && !takers.contains(&file)) {
+                books.ledger.set_on_grid(&holder, true, unix);
             }
         }
         if let (Some(books), None) = (&mut self.books, round) {
@@ -108,8 +108,7 @@ impl Run {
 
     /// The files of a device that are on the grid, or will be: and whether they are.
     fn concerned(&self, device: Device) -> impl Iterator<Item = (FileId, Holder, bool)> {
-        let files = self.followed().filter(move |file| self.engine.device(*file) == Some(device));
-        files.filter_map(|file| {
+        self.followed_on(device).filter_map(|file| {
             let followed = &self.files[file.index()];
             let was = followed.on_grid;
             Some((file, followed.holder.clone()?, was == OnGrid::Yes))
@@ -135,10 +134,8 @@ impl Run {
     /// Nothing of this device is counted by a grid from here on.
     pub(super) fn leave_grid(&mut self, device: Device) {
         let unix = unix_time().as_secs();
-        for file in (0..).map(FileId).take(self.files.len()) {
-            if self.engine.device(file) != Some(device) {
-                continue;
-            }
+        let files: Vec<FileId> = self.followed_on(device).collect();
+        for file in files {
             let followed = &mut self.files[file.index()];
             followed.on_grid = OnGrid::No;
             if let (Some(books), Some(holder)) = (&mut self.books, &followed.holder) {

@@ -119,8 +119,6 @@ pub(super) struct Clerk {
     /// Those that are not followed any more, until the next reading is given away.
     leaving: BTreeMap<u32, (FileId, Holder)>,
     numbers: u32,
-    /// The last number that was given out before this round.
-    known: u32,
     /// Whether a map or the grid has changed since the grid was last planned.
     moved: bool,
     /// When the last reading was begun.
@@ -163,7 +161,6 @@ impl Clerk {
             leaving: BTreeMap::new(),
             handed_over: Vec::new(),
             numbers: 0,
-            known: 0,
             moved: true,
             read: None,
             rounds: 0,
@@ -191,9 +188,9 @@ impl Clerk {
         if self.members.is_empty() && self.rounds == 0 {
             self.owners = Owners::new(files.first().is_some_and(|file| lays_by(&file.path)));
         }
-        self.known = self.numbers;
+        let known = self.numbers;
         let newborn = self.enlist(files);
-        self.take_in(seen, &newborn);
+        self.take_in(seen, known, &newborn);
         let mut round = Round::default();
         if self.grid.is_none() {
             round.restored = self.find()?;
@@ -291,7 +288,7 @@ impl Clerk {
             let mut member = self.member(holder, path, by);
             if self.is_newborn(&member.reach.path) {
                 newborn.insert(file);
-            } else if let Some((extents, blank)) = member.look(&mut self.pages) {
+            } else if let Some((extents, blank)) = member.look(None, &mut self.pages) {
                 self.owners.add(member.number, extents, blank);
             }
             self.members.insert(file, member);
@@ -302,10 +299,9 @@ impl Clerk {
         newborn
     }
 
-    /// Takes in where files were since the last round: those that were members then, or are
-    /// younger.
-    fn take_in(&mut self, seen: Vec<Seen>, newborn: &HashSet<FileId>) {
-        let known = self.known;
+    /// Takes in where files were since the last round: those that were members then, by numbers up
+    /// to `known`, or are younger.
+    fn take_in(&mut self, seen: Vec<Seen>, known: u32, newborn: &HashSet<FileId>) {
         for Seen { file, holder, map, blank } in seen {
             let member = self.members.get(&file).filter(|member| member.holder == holder);
             let member = member.filter(|member| member.number <= known || newborn.contains(&file));
@@ -371,10 +367,15 @@ impl Clerk {
             let due = newborn.contains(file)
                 || member.changed.elapsed() < settle
                 || member.mapped.elapsed() >= full_look;
-            if !due && sample::compare(&member.reach, member.stamp) == Sight::Same {
-                continue;
-            }
-            if let Some((extents, blank)) = member.look(&mut self.pages) {
+            let taken = match due {
+                true => None,
+                false => match sample::compare(&member.reach, member.stamp) {
+                    Sight::Same => continue,
+                    Sight::Changed(stamp) => Some(stamp),
+                    _ => None,
+                },
+            };
+            if let Some((extents, blank)) = member.look(taken, &mut self.pages) {
                 self.moved |= self.owners.set(member.number, extents, blank);
             }
         }
@@ -450,10 +451,11 @@ fn lays_by(path: &Path) -> bool {
 }
 
 impl Member {
-    /// The file's extents and what of them is blank; nothing if they cannot be had.
-    fn look(&mut self, pages: &mut Pages) -> Option<(Extents, Extents)> {
+    /// The file's extents and what of them is blank; nothing if they cannot be had. A stamp that
+    /// was taken just now is not taken again.
+    fn look(&mut self, taken: Option<Stamp>, pages: &mut Pages) -> Option<(Extents, Extents)> {
         self.mapped = Instant::now();
-        let mut sight = sample::look(&mut self.reach, self.stamp, None, false, pages);
+        let mut sight = sample::look(&mut self.reach, self.stamp, taken, false, pages);
         if matches!(sight, Sight::Absent { .. }) && self.reach.mode == Mode::Inode {
             sight = self.look_by_descriptor(pages).unwrap_or(sight);
         }

@@ -93,17 +93,15 @@ struct Slot {
 
 /// What was counted since the last reading: by regions, and by the grid. Which of it is an
 /// account's can be told when both are known.
-pub(super) struct Interval {
-    pub(super) began: Time,
+struct Interval {
+    began: Time,
     /// That the grid stood somewhere was taken as known.
-    pub(super) resumes: bool,
-    pub(super) pass: Option<Pass>,
+    resumes: bool,
+    pass: Option<Pass>,
     round: Back,
 }
 
-#[derive(Default)]
 enum Back {
-    #[default]
     NotYet,
     Failed,
     Done(Round),
@@ -144,10 +142,6 @@ impl Grids {
         self.slots.values().filter_map(waits).min()
     }
 
-    fn interval(&mut self, device: Device) -> Option<&mut Interval> {
-        self.slots.get_mut(&device)?.interval.as_mut()
-    }
-
     pub(super) fn totals(&self, device: Device) -> Option<&GridTotals> {
         self.slots.get(&device).map(|slot| &slot.totals)
     }
@@ -170,14 +164,16 @@ impl Grids {
 impl Run {
     /// Begins a round on a device that is being read.
     pub(super) fn begin_round(&mut self, device: Device) {
-        let enlisted = if self.grids.is_some() { self.enlist(device) } else { return };
         let (now, ends) = (self.now(), self.outcome == Outcome::Stopped);
-        let (Some(grids), Some(books)) = (&mut self.grids, &self.books) else { return };
+        let Some(grids) = &mut self.grids else { return };
         let leaving = grids.leaving.contains(&device);
         let slot = grids.slots.entry(device).or_default();
         if slot.away || leaving || ends && slot.clerk.is_none() {
             return; // at the end it would make a grid, for nothing
         }
+        let enlisted = self.enlist(device);
+        let (Some(grids), Some(books)) = (&mut self.grids, &self.books) else { return };
+        let slot = grids.slots.entry(device).or_default();
         if slot.given_up || enlisted.is_empty() || enlisted.len() > FILES_MAX {
             grids.leaving.extend(slot.retire(&grids.crew));
             return self.leave_grid(device);
@@ -206,7 +202,7 @@ impl Run {
     /// Files were looked at: where they are is remembered for the next round, or what one has for a
     /// while between two readings would be nobody's.
     pub(super) fn see(&mut self, batch: &Batch) {
-        let slot = grids_slot(&mut self.grids, batch.device);
+        let slot = slot(&mut self.grids, batch.device);
         let Some(slot) = slot.filter(|slot| slot.away || slot.clerk.is_some()) else { return };
         let mut room = SEEN_MAX.saturating_sub(slot.seen.iter().map(|seen| seen.map.len()).sum());
         for Look { file, sight, .. } in &batch.looks {
@@ -225,8 +221,8 @@ impl Run {
     /// The regions' part of a reading is here.
     pub(super) fn passed_over(&mut self, pass: Pass, events: &mut Vec<Event>) {
         let (device, cost) = (pass.device, pass.cost);
-        let interval = self.grids.as_mut().and_then(|grids| grids.interval(device));
-        let Some(interval) = interval else {
+        let slot = slot(&mut self.grids, device);
+        let Some(interval) = slot.and_then(|slot| slot.interval.as_mut()) else {
             let began = self.engine.read_began(device).unwrap_or(self.now());
             let reset = self.absorb(pass) > 0;
             self.read_is_complete(device, began, events);
@@ -248,8 +244,7 @@ impl Run {
         };
         let device = clerk.device();
         let name = self.books.as_ref().map(|books| books.name_of(device)).unwrap_or_default();
-        let slot = self.grids.as_mut().and_then(|grids| grids.slots.get_mut(&device));
-        let Some(slot) = slot else { return };
+        let Some(slot) = slot(&mut self.grids, device) else { return };
         slot.away = false;
         slot.take_note(clerk, outcome.as_ref(), &name);
         if let Some(interval) = &mut slot.interval {
@@ -280,7 +275,7 @@ impl Run {
             }
         }
         for device in late {
-            if let Some(slot) = grids_slot(&mut self.grids, device) {
+            if let Some(slot) = slot(&mut self.grids, device) {
                 slot.fails(device, "a file cannot be looked at for long");
             }
             let reading = self.close_interval(device, events);
@@ -291,7 +286,7 @@ impl Run {
     /// Gives to the accounts what was counted, when both parts of it are here. Gives what the
     /// reading was like.
     fn close_interval(&mut self, device: Device, events: &mut Vec<Event>) -> Option<Reading> {
-        let slot = grids_slot(&mut self.grids, device)?;
+        let slot = slot(&mut self.grids, device)?;
         let complete = |interval: &mut Interval| {
             interval.pass.is_some() && !matches!(interval.round, Back::NotYet)
         };
@@ -311,7 +306,6 @@ impl Run {
     }
 
     fn enlist(&self, device: Device) -> Vec<Enlisted> {
-        let on_device = |file: &FileId| self.engine.device(*file) == Some(device);
         let by = |reach: &Reach| By {
             mode: reach.mode,
             identity: reach.identity,
@@ -322,7 +316,12 @@ impl Run {
             let (holder, path) = (holder.clone()?, path.clone());
             Some(Enlisted { file, holder, path, by: reach.as_ref().map(by) })
         };
-        self.followed().filter(on_device).filter_map(enlisted).collect()
+        self.followed_on(device).filter_map(enlisted).collect()
+    }
+
+    /// The files that are followed on a device.
+    pub(super) fn followed_on(&self, device: Device) -> impl Iterator<Item = FileId> {
+        self.followed().filter(move |file| self.engine.device(*file) == Some(device))
     }
 
     /// Nothing is done any more. Grids that have to go are gone soon.
@@ -357,7 +356,7 @@ impl Run {
     }
 }
 
-fn grids_slot(grids: &mut Option<Grids>, device: Device) -> Option<&mut Slot> {
+fn slot(grids: &mut Option<Grids>, device: Device) -> Option<&mut Slot> {
     grids.as_mut()?.slots.get_mut(&device)
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::dm::{Device, Dm, Reply, Turn};
+use crate::dm::{Device, Dm, Reply};
 
 /// From when on a device counts as stuck that does not answer.
 const STUCK: Duration = Duration::from_secs(5);
@@ -88,24 +88,8 @@ impl<D: Dm> Dm for Heard<D> {
         reply
     }
 
-    fn hurry(&mut self) {
-        self.dm.hurry();
-    }
-
-    fn begin_turn(&mut self, device: Device, turn: Turn) -> io::Result<()> {
-        self.dm.begin_turn(device, turn)
-    }
-
-    fn end_turn(&mut self, device: Device) {
-        self.dm.end_turn(device);
-    }
-
-    fn hold_grid(&mut self, device: Device, turn: Turn) -> io::Result<()> {
-        self.dm.hold_grid(device, turn)
-    }
-
-    fn let_grid_go(&mut self, device: Device) {
-        self.dm.let_grid_go(device);
+    fn beneath(&mut self) -> Option<&mut dyn Dm> {
+        Some(&mut self.dm)
     }
 }
 
