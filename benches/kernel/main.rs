@@ -21,6 +21,7 @@ mod daemon;
 #[path = "../../tests/support/dialects.rs"]
 mod dialects;
 mod files;
+mod grid;
 #[path = "../../tests/support/guest.rs"]
 mod guest;
 mod harm;
@@ -121,9 +122,10 @@ fn main() -> ExitCode {
     let counts = Counts::default();
     let mut bench = Bench { arguments, counts, given, files, ramdisks: 0 };
     guest::write_back_soon();
-    let all: [(&str, Measure); 5] = [
+    let all: [(&str, Measure); 6] = [
         ("messages", messages::run),
         ("cost", cost::run),
+        ("grid", grid::run),
         ("kept", kept::run),
         ("harm", harm::run),
         ("regions", harm::regions),
