@@ -87,7 +87,9 @@ impl Bench {
     }
 
     pub fn publish(&self, table: &Table) {
-        table.publish().unwrap_or_else(|error| panic!("the tables cannot be written: {error}"));
+        table
+            .publish(&self.arguments)
+            .unwrap_or_else(|error| panic!("the tables cannot be written: {error}"));
     }
 }
 
@@ -99,8 +101,18 @@ fn in_turn(round: usize, count: usize) -> impl Iterator<Item = usize> {
 
 type Measure = fn(&mut Bench);
 
+/// What can be asked for, by name.
+const ALL: [(&str, Measure); 6] = [
+    ("messages", messages::run),
+    ("cost", cost::run),
+    ("grid", grid::run),
+    ("kept", kept::run),
+    ("harm", harm::run),
+    ("regions", harm::regions),
+];
+
 fn main() -> ExitCode {
-    let arguments = match Arguments::read() {
+    let arguments = match Arguments::read(&ALL.map(|(name, _)| name)) {
         Ok(arguments) => arguments,
         Err(error) => {
             eprintln!("error: {error}");
@@ -122,15 +134,7 @@ fn main() -> ExitCode {
     let counts = Counts::default();
     let mut bench = Bench { arguments, counts, given, files, ramdisks: 0 };
     guest::write_back_soon();
-    let all: [(&str, Measure); 6] = [
-        ("messages", messages::run),
-        ("cost", cost::run),
-        ("grid", grid::run),
-        ("kept", kept::run),
-        ("harm", harm::run),
-        ("regions", harm::regions),
-    ];
-    for (name, run) in all {
+    for (name, run) in ALL {
         if bench.arguments.wants(name) {
             run(&mut bench);
         }

@@ -27,7 +27,7 @@ fn changes(bench: &mut Bench, disk: &Disk) {
         ["one file of 4 extents", "kept by", "is shown", "creates", "deletes", "set_aux", "lists"];
     let headings = [&headings[..], &["FIEMAPs", "of them with a writeback"]].concat();
     let title = "What the kernel is asked until a group shows a change";
-    let mut table = Table::new("changes", title, &headings);
+    let mut table = Table::new("kernel-messages", title, &headings);
     let mut keepers = vec![Keeper::Service, Keeper::Each];
     if !bench.arguments.quick {
         keepers.push(Keeper::Dmstats);
@@ -109,7 +109,7 @@ fn making(bench: &mut Bench, disk: &Disk) {
     let headings = ["files", "made by", "processes", "ioctls a file", "system calls a file"];
     let headings = [&headings[..], &["CPU ms a file", "of ours"]].concat();
     let title = "Making the groups of files of 4 extents";
-    let mut table = Table::new("making", title, &headings);
+    let mut table = Table::new("kernel-making", title, &headings);
     for &count in bench.sized(&[2][..], &[1, 10, 100]) {
         let files = Files::make(disk, count);
         let mut judge = Judge::of(disk);

@@ -8,9 +8,10 @@ use dmfilemapd::mode::Mode;
 
 use crate::child::{Errand, INTERVAL, SWEEPS, answer, calls_between_marks};
 use crate::host::Looks;
-use crate::looks::as_f64;
+use crate::support::arguments::skip;
 use crate::support::counts::Counts;
 use crate::support::folder::{Files, Folder};
+use crate::support::rounds::as_f64;
 use crate::support::table::{Cell, Table};
 
 /// Counts the calls of children that look at `files`, and holds them to what a look takes.
@@ -19,7 +20,9 @@ pub fn count(folder: &Folder, files: &Files, counts: &mut Counts) -> Result<Tabl
     let headings = ["look", "by", "files", "calls/sweep", "calls/file", "which"];
     let mut table = Table::new("calls", title, &headings);
     if !has_strace() {
-        table.note("Not counted: strace is not here, or may not trace. It is a package of Debian.");
+        let why = "system calls: strace is not here, or may not trace; it is a package of Debian";
+        skip(why)?;
+        table.note(format!("Not counted: {why}."));
         return Ok(table);
     }
     for (mode, by) in [(Mode::Inode, "descriptor"), (Mode::Path, "path")] {
@@ -46,18 +49,27 @@ pub fn whole_program(
 ) -> Result<Table, Box<dyn Error>> {
     let title = "The whole program, with threads and queues, while its files are idle";
     let headings = ["files", "looks/s", "floor, ns/look", "ours, ns/look", "ours/floor"];
+    let headings = [&headings[..], &["allocations/sweep"]].concat();
     let mut table = Table::new("program", title, &headings);
     table.note("The floor is a loop that looks at all files with fstat, and sleeps.");
     let sweeps = u64::try_from(INTERVAL.as_millis()).map(|interval| seconds * 1000 / interval)?;
     let sweeps = usize::try_from(sweeps)?;
     let output = Errand::Run(seconds).command(files, None)?.stderr(Stdio::inherit()).output()?;
     let number = |key| answer(&output.stdout, key).ok_or("the child did not answer");
-    let count = as_f64(files.paths.len());
-    let per_look = |key| number(key).map(|took| took / count / as_f64(sweeps));
+    let (count, sweeps) = (as_f64(files.paths.len() as u64), as_f64(sweeps as u64));
+    let per_look = |key| number(key).map(|took| took / count / sweeps);
     let (floor, look) = (per_look("floor")?, per_look("program")?);
     let looks = 1000 * files.paths.len() / usize::try_from(INTERVAL.as_millis())?;
     let (ratio, looks) = (Cell::Ratio(look / floor), looks.into());
-    table.row([files.paths.len().into(), looks, Cell::Number(floor), Cell::Number(look), ratio]);
+    let allocations = number("allocations")? / sweeps;
+    table.row([
+        files.paths.len().into(),
+        looks,
+        Cell::Number(floor),
+        Cell::Number(look),
+        ratio,
+        Cell::Number(allocations),
+    ]);
 
     if has_strace() {
         let all = traced(folder, files, Errand::Run(seconds))?;
@@ -78,7 +90,7 @@ fn row(table: &mut Table, kind: &str, by: &str, files: &Files, sweep: &BTreeMap<
     let total: usize = sweep.values().sum();
     let some = sweep.iter().filter(|(_, count)| **count > 0);
     let which: Vec<String> = some.map(|(name, count)| format!("{name} {count}")).collect();
-    let per_file = Cell::Number(as_f64(total) / as_f64(files.paths.len()));
+    let per_file = Cell::Number(as_f64(total as u64) / as_f64(files.paths.len() as u64));
     table.row([
         kind.into(),
         by.into(),

@@ -22,9 +22,10 @@ use dmfilemapd::shape::Limits;
 use dmfilemapd::update::Template;
 use nix::sys::signal::{Signal, raise};
 use serde_json::{Value, json};
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region};
 
 use crate::floor;
-use crate::host::{Host, Looks};
+use crate::host::{HOURS, Host, Looks};
 use crate::support::folder::Files;
 use crate::support::rounds::process_time;
 
@@ -39,8 +40,6 @@ pub const SWEEPS: usize = 4;
 
 /// Between two looks at a file by the whole program.
 pub const INTERVAL: Duration = Duration::from_millis(100);
-
-const HOURS: Duration = Duration::from_secs(1 << 20);
 
 /// What a child does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,7 +123,8 @@ fn sweep(mode: Mode, looks: Looks, files: &Files) -> Result<(), Box<dyn Error>> 
 }
 
 /// Runs the program until it is at rest, and then for a while. Prints its CPU time in nanoseconds
-/// over that while, and that of a loop which does nothing but fstat and sleep.
+/// over that while, and that of a loop which does nothing but fstat and sleep; and how often any of
+/// its threads allocated meanwhile.
 fn run_for(time: Duration, files: &Files) -> Result<(), Box<dyn Error>> {
     let floor = poll(&files.open()?, time);
     let entries = files.paths.iter().map(entry).collect::<Result<_, _>>()?;
@@ -134,10 +134,13 @@ fn run_for(time: Duration, files: &Files) -> Result<(), Box<dyn Error>> {
         thread::sleep(10 * INTERVAL);
         let began = process_time();
         mark();
+        let region = Region::new(&INSTRUMENTED_SYSTEM);
         thread::sleep(time);
+        let allocated = region.change();
         mark();
         let took = process_time() - began;
-        println!("{}", json!({ "program": took, "floor": floor }));
+        let allocations = allocated.allocations + allocated.reallocations;
+        println!("{}", json!({ "program": took, "floor": floor, "allocations": allocations }));
         raise(Signal::SIGTERM).ok();
     };
     let ready = || drop(thread::spawn(watch));
