@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use nix::sys::resource::{UsageWho, getrusage};
 
-use crate::daemon;
 use crate::files::{EXTENTS, Files};
 use crate::guest::Disk;
 use crate::judge::{Judge, quantile};
@@ -229,18 +228,22 @@ impl Round<'_> {
     fn calls_of_commands(&mut self, figures: &mut Figures, keeping: &mut Keeping, changing: bool) {
         let Some(rate) = figures.get(RUNS).and_then(|rates| rates.last().copied()) else { return };
         keeping.runs = None;
-        let sample = |files: &Files| self.keeper.sample(self.disk, files);
-        daemon::succeed(&mut sample(self.files)); // its group is right from here on
-        let calm = Calls::of_command(&sample(self.files));
-        self.files.0[0].change();
-        let busy = Calls::of_command(&sample(self.files));
+        let [_, calm, busy] = [false, false, true].map(|change| {
+            if change {
+                self.files.0[0].change();
+            }
+            // The first may find any map, the second finds none that is new.
+            let command = self.keeper.sample(self.disk, self.files);
+            command.map(|command| Calls::of_command(&command))
+        });
+        keeping.runs = Some(self.keeper.runs(self.disk, self.files, INTERVAL));
+        let (Some(calm), Some(busy)) = (calm, busy) else { return }; // its group was lost
         let changes = self.files.0.len() as f64 / crate::files::PERIOD.as_secs_f64();
         let busy_rate = if changing { changes.min(rate) } else { 0.0 };
         for (heading, count) in KINDS {
             let (calm, busy) = (count(&calm) as f64, count(&busy) as f64);
             add(figures, heading, busy * busy_rate + calm * (rate - busy_rate));
         }
-        keeping.runs = Some(self.keeper.runs(self.disk, self.files, INTERVAL));
     }
 
     fn pass(&mut self, time: Duration, changing: bool) {

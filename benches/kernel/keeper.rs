@@ -116,10 +116,10 @@ impl Keeper {
         Runs::start(move || keeper.commands(&files, &judge.groups()), interval)
     }
 
-    /// What it would run now, the first of it: for the first file.
-    pub fn sample(&self, disk: &Disk, files: &Files) -> Command {
-        let commands = self.commands(files, &Judge::of(disk).groups());
-        commands.into_iter().next().expect("the first file has a group")
+    /// What it would run now for the first file; nothing if that has no group any more.
+    pub fn sample(&self, disk: &Disk, files: &Files) -> Option<Command> {
+        let first = Files(files.0[..1].to_vec());
+        self.commands(&first, &Judge::of(disk).groups()).into_iter().next()
     }
 
     /// Makes the groups that it keeps.

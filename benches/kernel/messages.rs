@@ -70,7 +70,8 @@ fn of_change(files: &mut Files, subject: &Subject<'_>, judge: &mut Judge) -> (Ca
     let is_right = |files: &Files, judge: &mut Judge| judge::is_right(&files.0[0], &judge.groups());
     if subject.keeper.is_commands() {
         files.0[0].change();
-        let calls = Calls::of_command(&subject.keeper.sample(subject.disk, files));
+        let command = subject.keeper.sample(subject.disk, files).expect("the file has a group");
+        let calls = Calls::of_command(&command);
         return (calls, is_right(files, judge));
     }
     let calls = Calls::of_processes(&subject.keeping.pids(), || {
