@@ -1,6 +1,6 @@
 //! Followed files, and what happens to them.
 
-use std::collections::HashSet;
+use std::collections::VecDeque;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -35,19 +35,23 @@ const STRIDE: u64 = 2 * PIECE;
 /// Pieces that there is room for in a file. Its pieces move along there, and around.
 const PLACES: u64 = 64;
 
-/// Steps after which a file must have a map that it never had before.
+/// Changes among which no map comes twice: more than there are while anybody waits for a group.
+const CHANGES: usize = 100;
+
+/// Steps after which a file must have a map that it has not had for so long.
 const STEPS_MAX: usize = 8;
 
 /// A followed file of four pieces. In turns it is given one more and is robbed of its second: so
-/// each change is an extent more or one less, the others stay, and no map comes twice. A group that
-/// is never updated is never right again.
+/// each change is an extent more or one less, the others stay, and no map comes again within
+/// [`CHANGES`]. A group that is never updated is never right again.
 #[derive(Clone, Debug)]
 pub struct File {
     pub path: PathBuf,
     /// Pieces behind the first that were ever added, and taken away.
     added: u64,
     taken: u64,
-    seen: HashSet<Fingerprint>,
+    /// The maps of the last changes.
+    seen: VecDeque<Fingerprint>,
 }
 
 impl File {
@@ -56,20 +60,22 @@ impl File {
         (0..EXTENTS).for_each(|piece| change::punch(&path, STRIDE * piece + PIECE, PIECE));
         change::truncate(&path, STRIDE * (PLACES + 1));
         change::sync(&path);
-        let mut file = File { path, added: EXTENTS - 1, taken: 0, seen: HashSet::new() };
-        file.seen.insert(file.fingerprint());
+        let mut file = File { path, added: EXTENTS - 1, taken: 0, seen: VecDeque::new() };
+        file.seen.push_back(file.fingerprint());
         file
     }
 
-    /// Leads to a map that the file never had. It has its place on the device when this returns.
+    /// Leads to a map that the file has not had for long. It has its place on the device when this returns.
     pub fn change(&mut self) {
         for _ in 0..STEPS_MAX {
             self.step();
-            if self.seen.insert(self.fingerprint()) {
-                return;
+            let map = self.fingerprint();
+            if !self.seen.contains(&map) {
+                self.seen.truncate(CHANGES - 1);
+                return self.seen.push_front(map);
             }
         }
-        panic!("{} only ever has maps that it had before", self.path.display());
+        panic!("{} only has maps that it had before", self.path.display());
     }
 
     /// The first piece always stays: with it goes the group's id, which is another kind of change.
@@ -118,7 +124,7 @@ impl Files {
 
     /// Files that there are, and whose names are of the same kind.
     pub fn of(paths: impl Iterator<Item = PathBuf>) -> Files {
-        Files(paths.map(|path| File { path, added: 0, taken: 0, seen: HashSet::new() }).collect())
+        Files(paths.map(|path| File { path, added: 0, taken: 0, seen: VecDeque::new() }).collect())
     }
 
     pub fn remove(self) {
