@@ -56,6 +56,7 @@ pub struct File {
 
 impl File {
     fn make(path: PathBuf) -> File {
+        fs::remove_file(&path).ok(); // one that was changed before has other pieces
         change::write(&path, Way::Direct, 0, STRIDE * EXTENTS);
         (0..EXTENTS).for_each(|piece| change::punch(&path, STRIDE * piece + PIECE, PIECE));
         change::truncate(&path, STRIDE * (PLACES + 1));
