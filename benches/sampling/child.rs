@@ -26,6 +26,7 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region};
 
 use crate::floor;
 use crate::host::{HOURS, Host, Looks};
+use crate::looks::touch;
 use crate::support::folder::Files;
 use crate::support::rounds::process_time;
 
@@ -34,6 +35,9 @@ const ERRAND: &str = "BENCH_ERRAND";
 
 /// A path where nothing is. Who looks there says to strace that what is counted begins or ends.
 const MARK: &str = "/nothing/but/a/mark/for/strace";
+
+/// The system call with which a file is made to look changed.
+pub const TOUCH: &str = "utimensat";
 
 /// Sweeps of a child.
 pub const SWEEPS: usize = 4;
@@ -46,6 +50,8 @@ pub const INTERVAL: Duration = Duration::from_millis(100);
 pub enum Errand {
     /// Sweeps, as the engine and the samplers make them.
     Sweep(Mode, Looks),
+    /// The same, of files each of which has just changed for the first time.
+    Changed(Mode),
     /// The whole program, for so many seconds.
     Run(u64),
 }
@@ -55,6 +61,7 @@ impl Errand {
         match self {
             Errand::Sweep(mode, Looks::Stamps) => format!("stamps-{mode}"),
             Errand::Sweep(mode, Looks::Maps) => format!("maps-{mode}"),
+            Errand::Changed(mode) => format!("changed-{mode}"),
             Errand::Run(seconds) => format!("run-{seconds}"),
         }
     }
@@ -64,6 +71,7 @@ impl Errand {
         match kind {
             "stamps" => Some(Errand::Sweep(rest.parse().ok()?, Looks::Stamps)),
             "maps" => Some(Errand::Sweep(rest.parse().ok()?, Looks::Maps)),
+            "changed" => Some(Errand::Changed(rest.parse().ok()?)),
             "run" => Some(Errand::Run(rest.parse().ok()?)),
             _ => None,
         }
@@ -93,6 +101,7 @@ pub fn done() -> Option<Result<(), Box<dyn Error>>> {
     raise_descriptor_limit();
     Some(match errand {
         Some(Errand::Sweep(mode, looks)) => sweep(mode, looks, &files),
+        Some(Errand::Changed(mode)) => changed(mode, &files),
         Some(Errand::Run(seconds)) => run_for(Duration::from_secs(seconds), &files),
         None => Err("an unknown errand".into()),
     })
@@ -118,6 +127,19 @@ fn sweep(mode: Mode, looks: Looks, files: &Files) -> Result<(), Box<dyn Error>> 
     let mut host = Host::new(&files.paths, mode, open, looks)?;
     mark();
     (0..SWEEPS).for_each(|_| host.sweep());
+    mark();
+    Ok(())
+}
+
+/// Touching a file is one call more, [`TOUCH`].
+fn changed(mode: Mode, files: &Files) -> Result<(), Box<dyn Error>> {
+    let (open, is_open) = (files.open()?, mode == Mode::Inode);
+    let mut host = Host::new(&files.paths, mode, is_open, Looks::Stamps)?;
+    mark();
+    for _ in 0..SWEEPS {
+        touch(&open);
+        host.sweep();
+    }
     mark();
     Ok(())
 }
