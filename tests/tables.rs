@@ -31,16 +31,23 @@ fn people_read_aligned_columns() {
 #[test]
 fn programs_read_every_figure_as_it_was_measured() {
     let folder = tempfile::tempdir().unwrap();
-    table().write(folder.path()).unwrap();
-    let text = fs::read_to_string(folder.path().join("x.json")).unwrap();
-    let expected = json!({
+    table().write(folder.path(), false).unwrap();
+    table().write(folder.path(), true).unwrap(); // which spares what is in full
+    let read = |name| -> Value {
+        serde_json::from_str(&fs::read_to_string(folder.path().join(name)).unwrap()).unwrap()
+    };
+    let mut expected = json!({
         "name": "x",
         "title": "Files and what they cost",
+        "quick": false,
+        "optimized": !cfg!(debug_assertions),
         "rows": [
             {"kind": "idle", "files": 100_000, "us": 12.345, "ours": 1.204},
             {"kind": "changed", "files": 7, "us": null, "ours": 0.5},
         ],
         "notes": ["No file was harmed."],
     });
-    assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), expected);
+    assert_eq!(read("x.json"), expected);
+    expected["quick"] = json!(true);
+    assert_eq!(read("x.quick.json"), expected);
 }

@@ -55,8 +55,8 @@ const LOST: &str = "groups lost";
 struct Sizes {
     files: Vec<usize>,
     rounds: usize,
-    /// For each figure of CPU time, and under strace, which slows down what it traces. A multiple of
-    /// ten seconds, so that each has as much of what comes round every ten.
+    /// For each figure of CPU time, and under strace, which slows down what it traces. A multiple
+    /// of ten seconds, so that each has as much of what comes round every ten.
     window: Duration,
     /// For lags.
     watch: Duration,
@@ -91,9 +91,9 @@ pub fn run(bench: &mut Bench) {
         table.note(
             "CPU time is that of the whole kernel as its host sees it, less that of the same time \
              without a monitor: medians of interleaved rounds. System calls are counted by strace, \
-             in one round. Lags are those of all rounds; there is no p99 of fewer than 100. Maps are \
-             read for their own sake every 20 s, three times as often as by default, so that each \
-             window has its share of that.",
+             in one round. Lags are those of all rounds; there is no p99 of fewer than 100. Maps \
+             are read for their own sake every 20 s, three times as often as by default, so that \
+             each window has its share of that.",
         );
         bench.publish(table);
     }
@@ -310,8 +310,10 @@ pub fn lists_at_rest(took: Duration) -> u64 {
     2 * (times(took, SWEEP) + 1) + 2 * (times(took, READ) + 1)
 }
 
+type Count = fn(&Calls) -> u64;
+
 /// What is counted of calls.
-const KINDS: [(&str, fn(&Calls) -> u64); 4] = [
+const KINDS: [(&str, Count); 4] = [
     (CALLS, Calls::all),
     (IOCTLS, ioctls),
     (READINGS, |calls| calls.of("@stats_print")),

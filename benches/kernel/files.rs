@@ -66,7 +66,8 @@ impl File {
         file
     }
 
-    /// Leads to a map that the file has not had for long. It has its place on the device when this returns.
+    /// Leads to a map that the file has not had for long. It has its place on the device when this
+    /// returns.
     pub fn change(&mut self) {
         for _ in 0..STEPS_MAX {
             self.step();

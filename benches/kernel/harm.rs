@@ -164,8 +164,8 @@ fn compared(speeds: &[Speed], without: &[Speed]) -> [Cell; 6] {
 }
 
 /// What the tables have to say in the end.
-const NOTE: &str = "Medians of interleaved rounds; ratios are to the first of such rows in the same \
-                    round. CPU time is that of the whole kernel, as its host sees it.";
+const NOTE: &str = "Medians of interleaved rounds; ratios are to the first of such rows in the \
+                    same round. CPU time is that of the whole kernel, as its host sees it.";
 
 // Regions.
 

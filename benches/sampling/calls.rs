@@ -29,9 +29,8 @@ pub fn count(folder: &Folder, files: &Files, counts: &mut Counts) -> Result<Tabl
         return Ok(table);
     }
     for (mode, by) in [(Mode::Inode, "descriptor"), (Mode::Path, "path")] {
-        // Not ours are memory for the C library, and what builds without optimization ask of a
-        // descriptor before it is closed. By path a first change takes the stamp, open, the stamp of what was opened, whether it is a realtime
-        // file, the map, and close.
+        // By path a first change takes the stamp, open, the stamp of what was opened, whether it is
+        // a realtime file, the map, and close.
         let first = if mode == Mode::Path { 6 } else { 2 };
         for (errand, kind, expected) in [
             (Errand::Sweep(mode, Looks::Stamps), "idle", 1),
@@ -39,6 +38,7 @@ pub fn count(folder: &Folder, files: &Files, counts: &mut Counts) -> Result<Tabl
             (Errand::Changed(mode), "first change", first),
         ] {
             let mut calls = traced(folder, files, errand)?;
+            // Memory for the C library, and what a build without optimization asks before close.
             for other in [TOUCH, "brk", "fcntl"] {
                 calls.remove(other);
             }

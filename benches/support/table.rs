@@ -127,8 +127,12 @@ impl Table {
     /// `NAME.quick.json`.
     pub fn publish(&self, arguments: &Arguments) -> io::Result<()> {
         println!("{self}");
-        let (folder, quick) = (folder(), arguments.quick);
-        fs::create_dir_all(&folder)?;
+        self.write(&folder(), arguments.quick)
+    }
+
+    /// Likewise to any folder, and prints nothing.
+    pub fn write(&self, folder: &Path, quick: bool) -> io::Result<()> {
+        fs::create_dir_all(folder)?;
         let text = serde_json::to_string_pretty(&self.to_json(quick))?;
         let ending = if quick { "quick.json" } else { "json" };
         fs::write(folder.join(format!("{}.{ending}", self.name)), text + "\n")
