@@ -18,6 +18,7 @@ mod grids;
 mod http;
 mod jobs;
 mod kept;
+mod lost;
 mod pulse;
 mod scan;
 mod scans;
@@ -27,6 +28,8 @@ mod supervisor;
 mod tidy;
 mod totals;
 mod trail;
+#[cfg(test)]
+mod trial;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -202,6 +205,7 @@ pub fn serve<D: Dm + Send + 'static>(
     let outcome = run.serve();
     run.end_grids();
     run.save_at_end();
+    run.write_down_at_end();
     drop((server, exporter)); // nobody is left who would answer
     // Files that are open are closed when the process ends: here a device could keep it from that.
     mem::forget(run);
@@ -463,6 +467,7 @@ impl Run {
             self.supervisor.engine_lives(self.now());
             self.look_around(self.now());
             self.save_if_due(self.now());
+            self.write_down_if_due(self.now());
             self.abandon_rounds(self.now(), &mut events);
             self.next_events(&mut events);
         }
@@ -667,9 +672,9 @@ fn level(report: &Report) -> Level {
         Report::Updated(_)
         | Report::Recovered
         | Report::Moved(..)
-        | Report::LetGo(End::Unused | End::Absent(_) | End::Unmounted | End::Unwanted) => {
-            Level::Info
-        }
+        | Report::LetGo(
+            End::Unused | End::Absent(_) | End::Elsewhere(_) | End::Unmounted | End::Unwanted,
+        ) => Level::Info,
         Report::Long(_) | Report::Failing(_) | Report::LetGo(_) => Level::Warn,
         Report::GivenUp(_) => Level::Error,
     }
