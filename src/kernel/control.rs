@@ -487,8 +487,8 @@ fn is_busy(device: Device) -> bool {
     !is_idle(read("queue/iostats").as_deref(), read("inflight").as_deref())
 }
 
-/// What `queue/iostats` and `inflight` of the device say: where I/O is not accounted for, none seems
-/// to be in flight, however much there is.
+/// What `queue/iostats` and `inflight` of the device say: where I/O is not accounted for, none
+/// seems to be in flight, however much there is.
 ///
 /// ```text
 /// 1

@@ -157,12 +157,11 @@ impl Run {
         let (mut fresh, mut keys, mut changed) = (Vec::new(), HashSet::new(), false);
         for Found { whose, end, at_home, file } in found {
             let away = self.service.as_mut().and_then(|service| service.away.get_mut(&whose));
-            let gone = match (&file, away) {
-                (_, None) => false,
-                (Some(Ok(_)), Some(_)) => true,
-                (Some(Err(Lost::ForNow(_))), Some(_)) => false,
-                (Some(Err(Lost::ForGood(_))) | None, Some(away)) => away.is_gone(end, at_home),
-            };
+            let gone = away.is_some_and(|away| match &file {
+                Some(Ok(_)) => true, // from here
+                Some(Err(Lost::ForNow(_))) => false,
+                Some(Err(Lost::ForGood(_))) | None => away.is_gone(end, at_home),
+            });
             if gone {
                 self.forget_away(&whose);
                 changed = true;
