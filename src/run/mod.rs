@@ -58,7 +58,7 @@ use crate::update::Template;
 use accounts::OnGrid;
 use books::Books;
 use clerk::Manner;
-use closing::{Closing, Files};
+use closing::Closing;
 use control::{Desk, Question};
 use crew::Crew;
 use grids::Grids;
@@ -486,11 +486,7 @@ impl Run {
                 self.see(&batch);
                 events.push(Event::Looked(batch));
             }
-            Ok(Answer::Closed(device, count)) => {
-                self.open -= count;
-                let next = self.closing.closed(device);
-                self.give_away(next);
-            }
+            Ok(Answer::Closed(device, count)) => self.have_closed(device, count),
             Ok(Answer::Event(Event::Stop)) => self.stop(events),
             Ok(Answer::Event(event)) => events.push(event),
             Ok(Answer::Did(did)) => self.did(did, events),
@@ -532,6 +528,7 @@ impl Run {
             self.open += usize::from(reach.open.is_some());
             if self.engine.follows(look.file) {
                 self.files[look.file.index()].reach = Some(reach);
+                self.close_if_late(look.file);
             } else {
                 self.put_away(&mut reach);
             }
@@ -638,26 +635,6 @@ impl Run {
     fn wants_regions(&self, file: FileId) -> bool {
         let claimed = self.files[file.index()].claimed.as_ref();
         claimed.is_none_or(|claimed| claimed.terms.regions)
-    }
-
-    fn close(&mut self, file: FileId) {
-        let Some(mut reach) = self.files[file.index()].reach.take() else { return };
-        self.put_away(&mut reach);
-        if self.engine.follows(file) {
-            self.files[file.index()].reach = Some(reach);
-        }
-    }
-
-    /// Has the file closed, if it is open. It counts as open until it is.
-    fn put_away(&mut self, reach: &mut Reach) {
-        let now = reach.open.take().and_then(|file| self.closing.put(file));
-        self.give_away(now);
-    }
-
-    fn give_away(&mut self, files: Option<Files>) {
-        if let Some(files) = files {
-            give(&self.samplers, Sample::Close(files));
-        }
     }
 }
 
