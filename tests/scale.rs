@@ -1,5 +1,5 @@
-//! A hundred thousand files in one process: what that takes of memory and of descriptors, in a real
-//! kernel.
+//! Many files in one process: what a hundred thousand take of memory and of descriptors, and what
+//! is done for a thousand while nothing is written, in a real kernel.
 
 #![allow(clippy::unwrap_used)] // all of this is a test
 
@@ -139,4 +139,77 @@ fn a_hundred_thousand_files_take_little_memory_and_what_descriptors_there_are() 
     let said = service.daemon.said();
     assert!(!said.contains("Too many open files"), "{said}");
     assert!(descriptors(service.daemon.pid()).len() <= HARD);
+}
+
+/// Where strace writes what the service calls.
+const TRACE: &str = "/tmp/trace";
+
+/// Files that nobody touches.
+const IDLE: usize = 1000;
+
+/// Readings of the device's write counter that are looked at, one after the other.
+const READINGS: usize = 20;
+
+/// System calls from one reading to the next, at most: what threads take to wait for each other and
+/// to read some attributes, and now and then a listing of the device.
+const CALLS_MAX: usize = 60;
+
+/// How many system calls there were from one reading of the device's write counter to the next.
+fn calls_by_reading(disk: &Disk) -> Vec<usize> {
+    let counter = format!("\"/sys/dev/block/{}/stat\"", vm::device(&disk.node));
+    let trace = fs::read(TRACE).unwrap();
+    let mut calls = vec![0];
+    for line in String::from_utf8_lossy(&trace).lines() {
+        let call = line.trim_start_matches(|letter: char| letter.is_ascii_digit()).trim_start();
+        if call.contains(&counter) {
+            calls.push(0);
+        }
+        // Reading the clock is a system call in User-Mode Linux alone.
+        let is_call = call.starts_with(|letter: char| letter.is_ascii_lowercase());
+        if is_call && !call.starts_with("clock_gettime(") {
+            *calls.last_mut().unwrap() += 1;
+        }
+    }
+    calls.pop(); // the last is not over
+    calls
+}
+
+#[test]
+fn a_thousand_files_cost_a_handful_of_calls_while_nothing_is_written_to_their_device() {
+    if !vm::inside(
+        "a_thousand_files_cost_a_handful_of_calls_while_nothing_is_written_to_their_device",
+    ) {
+        return;
+    }
+    guest::write_back_soon();
+    let disk = Disk::format(0, "ext4", "-q");
+    disk.account(); // or it cannot be known that nothing has been counted, and that is read
+    for file in 0..IDLE {
+        fs::write(disk.path(&format!("{file}.img")), [1; 4096]).unwrap();
+    }
+    vm::sh("sync");
+    configure(&entry(&disk, "*.img"));
+    let service = Service::start(&[
+        ("DMFILEMAPD_INTERVAL", "100ms"),
+        ("DMFILEMAPD_MAX_INTERVAL", "200ms"),
+        ("DMFILEMAPD_RESCAN_INTERVAL", "1h"),
+        ("DMFILEMAPD_FULL_LOOK", "1h"),
+    ]);
+    wait_long("each has its group", || match disk.groups().len() {
+        IDLE => Ok(()),
+        some => Err(format!("{some} groups")),
+    });
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-o", TRACE, "-p", &service.daemon.pid().to_string()]);
+    let strace = Daemon::start(&mut strace);
+    strace.wait_for("attached");
+    let calls = wait_long("the files are left alone", || {
+        let calls = calls_by_reading(&disk);
+        match calls.len().checked_sub(READINGS).map(|first| &calls[first..]) {
+            Some(last) if last.iter().all(|count| *count <= CALLS_MAX) => Ok(last.to_vec()),
+            _ => Err(format!("{calls:?}")),
+        }
+    });
+    println!("calls between {READINGS} readings of the write counter: {calls:?}");
+    assert!(calls.iter().all(|count| *count > 0), "they are counted");
 }

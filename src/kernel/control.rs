@@ -481,7 +481,8 @@ impl fmt::Debug for Control {
 /// Whether I/O of the device is in flight, which is what a `@stats_create` waits for. Then it is
 /// worth a process of its own: some 50 us, where the create takes milliseconds.
 ///
-/// If that cannot be known it counts as busy.
+/// If that cannot be known it counts as busy, which kernels before 6.5 leave no choice in: their
+/// device-mapper says that it accounts for nothing, and does.
 fn is_busy(device: Device) -> bool {
     let read = |name| fs::read_to_string(format!("/sys/dev/block/{device}/{name}")).ok();
     !is_idle(read("queue/iostats").as_deref(), read("inflight").as_deref())

@@ -211,7 +211,7 @@ fn is_detached(reach: &mut Reach, mounts: Option<&Mounts>) -> bool {
 
 /// Write requests and flushes that the device has finished; `None` if it does not say.
 fn writes(device: Device) -> Option<u64> {
-    let stat = sysfs(device, "stat").filter(|_| counts_io(device))?;
+    let stat = sysfs(device, "stat")?;
     let number = |at: usize| stat.split_ascii_whitespace().nth(at)?.parse::<u64>().ok();
     // The fifth and the sixteenth number (Documentation/block/stat.rst); flushes since Linux 5.5.
     Some(number(4)? + number(15).unwrap_or(0))
