@@ -152,7 +152,7 @@ const READINGS: usize = 20;
 
 /// System calls from one reading to the next, at most: what threads take to wait for each other and
 /// to read some attributes, and now and then a listing of the device.
-const CALLS_MAX: usize = 60;
+const CALLS_MAX: usize = 100;
 
 /// How many system calls there were from one reading of the device's write counter to the next.
 fn calls_by_reading(disk: &Disk) -> Vec<usize> {
