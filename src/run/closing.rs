@@ -187,7 +187,9 @@ mod tests {
         let hangs = run.closing.put(tempfile::tempfile().unwrap()).unwrap();
         run.open += 1;
         for _ in 0..5 {
-            files.iter().for_each(|file| look(&mut run, *file));
+            for file in files {
+                look(&mut run, file);
+            }
             assert_eq!(run.open, 1 + files.len());
         }
         // A sampler has one, another one is let go.

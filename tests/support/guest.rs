@@ -105,8 +105,8 @@ impl Disk {
         Disk { name, node, mount }
     }
 
-    /// Has it say that it accounts for its I/O, as it does from Linux 6.5 on. While none is in flight
-    /// a process makes its creates itself, so that strace counts them with its other messages.
+    /// Has it say that it accounts for its I/O, as it does from Linux 6.5 on. While none is in
+    /// flight a process makes its creates itself, so that strace counts them with other messages.
     pub fn account(&self) {
         vm::sh(&format!("echo 1 >/sys/dev/block/{}/queue/iostats", vm::device(&self.node)));
     }
