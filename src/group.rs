@@ -33,6 +33,7 @@ pub const REWRITE_MAX: usize = 1006;
 /// since LVM2 before 1.02.197 chops the last byte of a descriptor each time it rewrites one whose
 /// region has options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(Rust, packed(4))] // every followed file has one, and it would be a third larger
 pub struct Mark {
     /// Stands for the file: the same in every run that follows it in the same mode.
     pub key: u64,
@@ -84,7 +85,8 @@ fn hex(digits: &[u8]) -> Option<u64> {
 
 impl fmt::Display for Mark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "fm={:016x}.{:08x}.", self.key, self.nonce)
+        let Mark { key, nonce } = *self;
+        write!(f, "fm={key:016x}.{nonce:08x}.")
     }
 }
 

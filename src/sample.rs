@@ -16,7 +16,7 @@ use crate::kernel::inode;
 use crate::mode::Mode;
 use crate::mounts::{Lists, Mounts};
 use crate::place::is_realtime;
-use crate::sight::{Map, Sight, Stamp};
+use crate::sight::{Imprint, Map, Sight, Stamp};
 
 /// How a file is reached.
 ///
@@ -69,21 +69,21 @@ const LINKS_MAX: usize = 40;
 const TRIES: usize = 3;
 
 /// Compares the file's stamp with that of its last map. Opens nothing, and waits for nobody.
-pub fn compare(reach: &Reach, last: Option<Stamp>) -> Sight {
+pub fn compare(reach: &Reach, last: Option<Imprint>) -> Sight {
     match stat(reach) {
-        Ok(stamp) if last == Some(stamp) => Sight::Same,
+        Ok(stamp) if last == Some(stamp.imprint()) => Sight::Same,
         Ok(stamp) => Sight::Changed(stamp),
         Err(sight) => sight,
     }
 }
 
 /// Looks at a file: the stamp first, then the map. A file that is opened for it stays open if
-/// `keep` says so. `last` is the stamp of its last map, at which what is open now was looked at.
+/// `keep` says so. `last` is of the stamp of its last map, at which what is open now was looked at.
 /// If the stamp was `taken` already, it is not taken again: the older it is, the more shows in the
 /// next one.
 pub fn look(
     reach: &mut Reach,
-    last: Option<Stamp>,
+    last: Option<Imprint>,
     taken: Option<Stamp>,
     keep: bool,
     pages: &mut Pages,
@@ -133,7 +133,7 @@ impl Reach {
 
 fn look_at_path(
     reach: &mut Reach,
-    last: Option<Stamp>,
+    last: Option<Imprint>,
     mut taken: Option<Stamp>,
     pages: &mut Pages,
 ) -> Sight {
@@ -211,7 +211,7 @@ fn absent_or_failed(path: &Path, error: &io::Error) -> Sight {
 
 /// The open file that has the stamp; `None` if another one is at the path by now.
 #[allow(clippy::result_large_err)] // likewise
-fn held(reach: &mut Reach, found: Stamp, last: Option<Stamp>) -> Result<Option<&File>, Sight> {
+fn held(reach: &mut Reach, found: Stamp, last: Option<Imprint>) -> Result<Option<&File>, Sight> {
     let is_found = |device, inode| (device, inode) == (found.device, found.inode);
     let same = |stat: &Stat| is_found(device_of(stat.st_dev), stat.st_ino);
     // What was open at the last map need not be asked again: an open file's number stays its own.
@@ -513,7 +513,7 @@ mod tests {
         assert_eq!(first, again, "kept open");
         let before = found();
         std::fs::rename(&next, &path).unwrap();
-        let after = held(&mut reach, found(), Some(before)).unwrap().unwrap();
+        let after = held(&mut reach, found(), Some(before.imprint())).unwrap().unwrap();
         assert_eq!(stamp(&fstat(after).unwrap()), found(), "not the one of the last map");
         reach.open = None;
         assert!(held(&mut reach, before, None).unwrap().is_none(), "no longer the one of the stat");

@@ -9,7 +9,7 @@ use super::{End, Pace, Settings, Spec};
 use crate::extent::Fingerprint;
 use crate::mode::Mode;
 use crate::shape::Limits;
-use crate::sight::Stamp;
+use crate::sight::Imprint;
 use crate::update::Group;
 
 /// Looks at the interval, without anything to see, before the looks become rarer.
@@ -41,7 +41,7 @@ pub(super) struct Followed {
     /// Has been given a moment of the interval of its own.
     pub(super) spread: bool,
     /// Of the last map, until something makes it worthless.
-    pub(super) stamp: Option<Stamp>,
+    pub(super) stamp: Option<Imprint>,
     /// Of the last map.
     pub(super) fingerprint: Option<Fingerprint>,
     pub(super) extents: u32,
@@ -211,7 +211,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hundred_thousand_files_fit_in_some_24_mb() {
-        assert!(size_of::<Followed>() <= 240, "{}", size_of::<Followed>());
+    fn a_hundred_thousand_files_fit_in_some_20_mb() {
+        assert!(size_of::<Followed>() <= 200, "{}", size_of::<Followed>());
     }
 }

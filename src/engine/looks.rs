@@ -100,12 +100,13 @@ impl Engine {
             let found = format!("the file at the path lies on another device, {}", stamp.device);
             return self.end(now, file, End::Absent(found), actions);
         }
-        let same_stamp = followed.stamp == Some(stamp);
+        let imprint = stamp.imprint();
+        let same_stamp = followed.stamp == Some(imprint);
         if !same_stamp {
             followed.settled = now + settings.settle;
         }
         followed.open = followed.mode == Mode::Path;
-        followed.stamp = Some(stamp);
+        followed.stamp = Some(imprint);
         followed.pending = map.pending;
         followed.shared |= map.shared;
         followed.shared_sectors = map.shared_sectors;

@@ -34,7 +34,7 @@ use crate::mode::Mode;
 use crate::place::Filesystem;
 use crate::request::GridTotals;
 use crate::sample::{self, Identity, Mount, Reach};
-use crate::sight::{Sight, Stamp};
+use crate::sight::{Imprint, Sight, Stamp};
 use crate::update::Error;
 
 /// Areas that a filesystem is asked about in one round: what of them is free.
@@ -133,7 +133,7 @@ struct Member {
     holder: Holder,
     reach: Reach,
     descriptor: Option<RawFd>,
-    stamp: Option<Stamp>,
+    stamp: Option<Imprint>,
     /// When the stamp was another one, and when the map was read.
     changed: Instant,
     mapped: Instant,
@@ -461,7 +461,8 @@ impl Member {
         }
         match sight {
             Sight::Mapped(stamp, map) => {
-                if self.stamp.replace(stamp) != Some(stamp) {
+                let imprint = stamp.imprint();
+                if self.stamp.replace(imprint) != Some(imprint) {
                     self.changed = self.mapped;
                 }
                 Some((map.extents, map.blank))
