@@ -122,6 +122,7 @@ pub mod metrics;
 pub mod mode;
 pub mod mounts;
 pub mod pace;
+pub mod paths;
 pub mod place;
 pub mod plan;
 pub mod request;

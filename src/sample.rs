@@ -4,7 +4,6 @@ use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use nix::libc;
 use rustix::fs::{FileType, Stat, fstat};
@@ -15,6 +14,7 @@ use crate::kernel::fiemap::{self, Mapped, Pages};
 use crate::kernel::inode;
 use crate::mode::Mode;
 use crate::mounts::{Lists, Mounts};
+use crate::paths::SharedPath;
 use crate::place::is_realtime;
 use crate::sight::{Imprint, Map, Sight, Stamp};
 
@@ -27,7 +27,7 @@ pub struct Reach {
     /// What it is followed by.
     pub mode: Mode,
     /// Where it was found.
-    pub path: Arc<Path>,
+    pub path: SharedPath,
     /// Which inode was found there.
     pub identity: Identity,
     /// It, as it was opened. In path mode it is used while it is still the file at the path: it

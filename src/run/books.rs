@@ -46,6 +46,8 @@ pub(super) struct Books {
     pub(super) ledger: Ledger,
     /// By what the devices are known in the ledger.
     names: HashMap<Device, Arc<str>>,
+    /// All of these there have been since the start.
+    pub(super) known: Vec<Arc<str>>,
     pub(super) devices: HashMap<Device, Seen>,
     waiting: Vec<Waiting>,
     /// Devices whose last reading the end waits for.
@@ -64,6 +66,23 @@ pub(super) struct Books {
     pub(super) remaps: Remaps,
     pub(super) errors: Errors,
     pub(super) resets: u64,
+}
+
+/// A [`Holder`] in half its size.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Owner {
+    pub(super) key: u64,
+    nonce: Option<u32>,
+    /// Its name's place among those that are known.
+    device: u32,
+}
+
+impl Owner {
+    /// As the ledger knows it.
+    pub(super) fn holder(self, known: &[Arc<str>]) -> Holder {
+        let device = known[self.device as usize].clone();
+        Holder { device, key: self.key, nonce: self.nonce }
+    }
 }
 
 /// What the last reading of a device gave.
@@ -132,13 +151,19 @@ impl Books {
 
     /// Whose account that of a file is to be. A group that came with its file has an account of its
     /// own.
-    pub(super) fn holder(&self, device: Device, mark: Mark, by: By) -> Holder {
+    fn owner(&mut self, device: Device, mark: Mark, by: By) -> Owner {
         let device = self.name_of(device);
+        let known = self.known.iter().position(|known| *known == device);
+        let at = known.unwrap_or_else(|| {
+            self.known.push(device);
+            self.known.len() - 1
+        });
+        let device = u32::try_from(at).expect("memory for 2^32 names");
         let nonce = match by {
             By::Rule | By::Request => None,
             By::HandOver(_) | By::Foreground => Some(mark.nonce),
         };
-        Holder { device, key: mark.key, nonce }
+        Owner { key: mark.key, nonce, device }
     }
 
     /// By what a device is known in the ledger.
@@ -203,16 +228,22 @@ impl Run {
         spec: &Spec,
         mark: Mark,
         claimed: Option<&Claimed>,
-    ) -> Option<Holder> {
+    ) -> Option<Owner> {
         let device = spec.device;
         let books = self.books.as_mut()?;
         if self.engine.device_statuses().all(|known| known.device != device) {
             books.meet(device);
         }
         let mark = spec.group.map_or(mark, |group| group.mark);
-        let holder = books.holder(device, mark, claimed?.by);
-        books.ledger.follow(&holder);
-        Some(holder)
+        let owner = books.owner(device, mark, claimed?.by);
+        books.ledger.follow(&owner.holder(&books.known));
+        Some(owner)
+    }
+
+    /// Whose account that of a followed file is.
+    pub(super) fn holder(&self, file: FileId) -> Option<Holder> {
+        let owner = self.files[file.index()].owner?;
+        self.books.as_ref().map(|books| owner.holder(&books.known))
     }
 
     /// An order was carried out: takes what was counted, and gives the engine the outcome.
@@ -244,7 +275,7 @@ impl Run {
 
     fn passed(&mut self, file: FileId, passage: &Passage) {
         let now = self.now();
-        let Some(holder) = self.files[file.index()].holder.clone() else { return };
+        let Some(holder) = self.holder(file) else { return };
         let Some(books) = &mut self.books else { return };
         books.ledger.pass(&holder, passage, unix_time().as_secs());
         let ended = |passing: &Passing| match passing {
@@ -283,9 +314,9 @@ impl Run {
         for (file, group, tally) in tallies {
             // The number may be another file's by now.
             let same = self.engine.group(file).is_some_and(|now| now.mark == group.mark);
-            let holder = self.files[file.index()].holder.as_ref().filter(|_| same);
-            if let Some(holder) = holder {
-                resets += books.ledger.absorb(holder, group.mark, &tally, clock.as_secs());
+            let owner = self.files[file.index()].owner.filter(|_| same);
+            if let Some(holder) = owner.map(|owner| owner.holder(&books.known)) {
+                resets += books.ledger.absorb(&holder, group.mark, &tally, clock.as_secs());
             }
         }
         books.resets += resets;
@@ -315,8 +346,12 @@ impl Run {
             Report::Updated(updated) => books.remapped(updated),
             Report::LetGo(end) => {
                 let may_come_back = *end != End::Unused; // an inode that nobody can open again
-                if let Some(holder) = &self.files[file.index()].holder {
-                    books.ledger.let_go(holder, unix_time().as_secs(), may_come_back);
+                if let Some(owner) = self.files[file.index()].owner {
+                    books.ledger.let_go(
+                        &owner.holder(&books.known),
+                        unix_time().as_secs(),
+                        may_come_back,
+                    );
                 }
             }
             _ => {}

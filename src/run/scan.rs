@@ -21,6 +21,7 @@ use crate::home::Homes;
 use crate::ledger::Ledger;
 use crate::message::RegionId;
 use crate::mode::Mode;
+use crate::paths::SharedPath;
 use crate::place::{Obstacle, Place};
 use crate::run::Entry;
 use crate::sample;
@@ -91,7 +92,7 @@ pub(super) struct Fresh {
 /// A file that is followed.
 #[derive(Debug)]
 pub(super) struct Known {
-    pub(super) path: Arc<Path>,
+    pub(super) path: SharedPath,
     pub(super) device: Device,
     /// Whether it is followed because a rule wants it.
     pub(super) by_rule: bool,
