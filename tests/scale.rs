@@ -125,6 +125,7 @@ fn a_hundred_thousand_files_take_little_memory_and_what_descriptors_there_are() 
         if open > HARD - 128 { Ok(open) } else { Err(format!("{open} are open")) }
     });
     let many = service.memory();
+    println!("{}", fs::read_to_string(format!("/proc/{}/smaps", service.daemon.pid())).unwrap());
     let bytes = |many: usize, few: usize| many.saturating_sub(few) / 99_000;
     let (kept, most) = (bytes(many.0, few.0), bytes(many.1, few.1));
     println!("{open} are open; {kept} bytes a file, {most} while files were looked for");

@@ -149,8 +149,8 @@ impl Engine {
     /// What an update of the file is to keep to, where no group may have more regions than `level`.
     fn limit(&mut self, file: FileId, level: u32) -> Limits {
         let Some(followed) = self.followed(file) else { return Limits::NONE };
-        followed.ordered = followed.limits.max_regions.min(level);
-        Limits { max_regions: followed.ordered, ..followed.limits }
+        followed.ordered = followed.limits().max_regions.min(level);
+        Limits { max_regions: followed.ordered, ..followed.limits() }
     }
 
     /// Sweeps the lanes that are due, in one pass over the files.

@@ -46,9 +46,7 @@ impl Engine {
             return self.end(now, file, end, actions); // decided while it was looked at
         }
         if !matches!(sight, Sight::Absent { .. }) {
-            if let Some(trouble) = &mut followed.trouble {
-                trouble.absent_since = None;
-            }
+            followed.is_there();
         }
         match sight {
             Sight::Same => {
@@ -109,7 +107,7 @@ impl Engine {
         followed.stamp = Some(imprint);
         followed.pending = map.pending;
         followed.shared |= map.shared;
-        followed.shared_sectors = map.shared_sectors;
+        followed.set_shared_sectors(map.shared_sectors);
         // Files that were read at the same moment are not all read again at the same moment.
         let spread = settings.full_look.mul_f64(0.2 * phase(file));
         followed.full_look = now + settings.full_look.saturating_sub(spread);

@@ -52,8 +52,8 @@ impl Engine {
         followed.regions = u32::try_from(updated.members).unwrap_or(u32::MAX);
         let regions = u64::from(followed.regions);
         let fingerprint = updated.fingerprint;
-        followed.foreign =
-            (foreign > 0).then(|| Box::new(Foreign { sectors: foreign, fingerprint }));
+        let foreign = (foreign > 0).then_some(Foreign { sectors: foreign, fingerprint });
+        followed.set_foreign(foreign);
         if before.is_none() || updated.created + updated.deleted > 0 {
             followed.changed = now;
             actions.push(Action::Report(file, Report::Updated(updated)));

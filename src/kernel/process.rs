@@ -36,7 +36,7 @@ pub fn raise_descriptor_limit() -> usize {
 /// such a piece freed, and a table that grows would leave a hole in the heap each time.
 pub fn share_one_heap() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: it sets numbers that the C library reads when it allocates; there is one thread.
+    // SAFETY: it sets numbers that the C library reads when it allocates, under a lock of its own.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1);
         libc::mallopt(libc::M_MMAP_THRESHOLD, 128 * 1024);
