@@ -25,42 +25,49 @@ pub struct SharedPath {
 
 impl SharedPath {
     /// The same paths, in the same order, in as few blocks as there can be.
-    pub fn share<'a>(paths: impl IntoIterator<Item = &'a Path>) -> Vec<SharedPath> {
-        let mut shared = Vec::new();
-        let mut block = Vec::new();
-        let mut ends = Vec::new();
-        for path in paths {
-            let bytes = path.as_os_str().as_bytes();
-            if block.len() + bytes.len() > BLOCK && !block.is_empty() {
-                cut(&mut block, &mut ends, &mut shared);
-            }
-            if block.is_empty() {
-                block.reserve_exact(BLOCK.max(bytes.len()));
-            }
-            block.extend_from_slice(bytes);
-            ends.push(block.len());
+    pub fn share(paths: &[&Path]) -> Vec<SharedPath> {
+        let mut shared = Vec::with_capacity(paths.len());
+        let mut rest = paths;
+        while !rest.is_empty() {
+            let (count, bytes) = first_block(rest);
+            let (here, later) = rest.split_at(count);
+            fill(here, bytes, &mut shared);
+            rest = later;
         }
-        cut(&mut block, &mut ends, &mut shared);
         shared
     }
 }
 
-/// Makes paths of what has been put into a block.
-fn cut(block: &mut Vec<u8>, ends: &mut Vec<usize>, shared: &mut Vec<SharedPath>) {
-    let whole = Arc::new(std::mem::take(block).into_boxed_slice());
+/// How many of the paths go into the next block, at least one, and how many bytes they are.
+fn first_block(paths: &[&Path]) -> (usize, usize) {
+    let mut bytes = 0;
+    for (count, path) in paths.iter().enumerate() {
+        let with = bytes + path.as_os_str().len();
+        if count > 0 && with > BLOCK {
+            return (count, bytes);
+        }
+        bytes = with;
+    }
+    (paths.len(), bytes)
+}
+
+fn fill(paths: &[&Path], bytes: usize, shared: &mut Vec<SharedPath>) {
+    let mut block = Vec::with_capacity(bytes);
+    paths.iter().for_each(|path| block.extend_from_slice(path.as_os_str().as_bytes()));
+    let block = Arc::new(block.into_boxed_slice());
     let mut start = 0;
-    for end in ends.drain(..) {
+    for path in paths {
+        let length = path.as_os_str().len();
         let number = |at| u32::try_from(at).expect("the kernel knows no path of four gigabytes");
-        let (block, len) = (whole.clone(), number(end - start));
-        shared.push(SharedPath { block, start: number(start), len });
-        start = end;
+        shared.push(SharedPath { block: block.clone(), start: number(start), len: number(length) });
+        start += length;
     }
 }
 
 impl From<&Path> for SharedPath {
     /// By itself.
     fn from(path: &Path) -> SharedPath {
-        SharedPath::share([path]).remove(0)
+        SharedPath::share(&[path]).remove(0)
     }
 }
 
@@ -107,7 +114,7 @@ mod tests {
                 raw.into_iter().map(|(byte, count)| vec![byte; count]).collect();
             let paths: Vec<&Path> =
                 raw.iter().map(|bytes| Path::new(OsStr::from_bytes(bytes))).collect();
-            let shared = SharedPath::share(paths.iter().copied());
+            let shared = SharedPath::share(&paths);
             prop_assert_eq!(shared.len(), paths.len());
             for (path, shared) in paths.iter().zip(&shared) {
                 prop_assert_eq!(&path.as_os_str(), &shared.as_os_str());
@@ -121,7 +128,7 @@ mod tests {
 
     #[test]
     fn a_block_lasts_as_long_as_any_of_its_paths() {
-        let mut shared = SharedPath::share(["/a", "/b"].map(Path::new));
+        let mut shared = SharedPath::share(&["/a", "/b"].map(Path::new));
         let (b, a) = (shared.pop().unwrap(), shared.pop().unwrap());
         let block = Arc::downgrade(&a.block);
         drop(a);
@@ -133,7 +140,7 @@ mod tests {
     #[test]
     fn a_long_path_has_a_block_of_its_own() {
         let long = "/x".repeat(BLOCK);
-        let shared = SharedPath::share(["/a", &long, "/b"].map(Path::new));
+        let shared = SharedPath::share(&["/a", &long, "/b"].map(Path::new));
         assert_eq!(shared[1].as_os_str().len(), 2 * BLOCK);
         assert_eq!(&*shared[2], Path::new("/b"));
         assert_eq!(size_of::<Option<SharedPath>>(), 16);

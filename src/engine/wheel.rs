@@ -14,6 +14,10 @@ const TICK: u64 = 4_000_000;
 
 /// Slots: what is due later than this many ticks from now goes around more than once.
 const SLOTS: usize = 1024;
+/// Files that there is room for in a list which is empty. All may be due at the same moment when
+/// they are new, and never again.
+pub(super) const ROOM_MAX: usize = 4096;
+
 const WORD: usize = u64::BITS as usize;
 
 /// Which files are due when. It remembers in which slot a file is and not when the file is due:
@@ -75,6 +79,7 @@ impl Wheel {
             if self.is_occupied(slot) {
                 let mut files = mem::take(&mut self.slots[slot]);
                 due.append(&mut files);
+                files.shrink_to(ROOM_MAX);
                 self.spare.push(files);
                 self.occupied[slot / WORD] &= !(1 << (slot % WORD));
             }
@@ -163,6 +168,14 @@ mod tests {
         }
         let room = wheel.slots.iter().chain(&wheel.spare).map(Vec::capacity).sum::<usize>();
         assert!(room <= 128, "{room}");
+    }
+
+    #[test]
+    fn room_for_all_files_at_once_is_not_kept() {
+        let mut wheel = Wheel::new();
+        (0..100_000).for_each(|file| wheel.put(at(0), FileId(file)));
+        wheel.take(at(0), &mut Vec::new());
+        assert!(wheel.spare[0].capacity() <= ROOM_MAX);
     }
 
     #[test]

@@ -285,7 +285,8 @@ impl Run {
             .collect();
         let taken: HashSet<Vec<u8>> = self.aliases().collect();
         let aliases = unique_aliases(&nameless, |alias| taken.contains(alias));
-        let paths = SharedPath::share(fresh.iter().map(|fresh| &*fresh.entry.reach.path));
+        let paths: Vec<&Path> = fresh.iter().map(|fresh| &*fresh.entry.reach.path).collect();
+        let paths = SharedPath::share(&paths);
         let mut files = Vec::with_capacity(fresh.len());
         for ((fresh, path), alias) in fresh.into_iter().zip(paths).zip(aliases) {
             let Fresh { key, terms, by, mut entry } = fresh;
