@@ -6,7 +6,7 @@ use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::time::Time;
+use super::time::{Tenths, Time};
 use super::treatment::Treatment;
 use super::{End, Pace, Settings, Spec};
 use crate::extent::Fingerprint;
@@ -58,9 +58,9 @@ pub(super) struct Followed {
     /// Regions that the last update was to keep to.
     pub(super) ordered: u32,
     /// When the group was last made to show another map.
-    pub(super) changed: Time,
-    pub(super) settled: Time,
-    pub(super) full_look: Time,
+    pub(super) changed: Tenths,
+    pub(super) settled: Tenths,
+    pub(super) full_look: Tenths,
     pub(super) pending: bool,
     pub(super) shared: bool,
     pub(super) torn: u8,
@@ -130,9 +130,9 @@ impl Followed {
             regions: 0,
             need: 0,
             ordered: spec.limits.max_regions,
-            changed: Time::ZERO,
-            settled: now + settings.settle,
-            full_look: now,
+            changed: Tenths::ZERO,
+            settled: Tenths::from(now + settings.settle),
+            full_look: Tenths::until(now),
             pending: false,
             shared: false,
             torn: 0,
@@ -164,13 +164,13 @@ impl Followed {
             || self.pending
             || self.shared
             || self.restless
-            || now < self.settled
-            || now >= self.full_look
+            || now < self.settled.time()
+            || now >= self.full_look.time()
     }
 
     /// Whether the map is likely to be read at the next look.
     pub(super) fn is_hot(&self, now: Time) -> bool {
-        self.stamp.is_none() || self.pending || now < self.settled
+        self.stamp.is_none() || self.pending || now < self.settled.time()
     }
 
     /// The time between two looks, as things are.
@@ -270,7 +270,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hundred_thousand_files_fit_in_some_18_mb() {
-        assert!(size_of::<Followed>() <= 176, "{}", size_of::<Followed>());
+    fn a_hundred_thousand_files_fit_in_some_16_mb() {
+        assert!(size_of::<Followed>() <= 160, "{}", size_of::<Followed>());
     }
 }

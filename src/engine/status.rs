@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::followed::{Followed, Job};
 use super::lane::Lane;
-use super::time::Time;
+use super::time::{Tenths, Time};
 use super::{Engine, FileId};
 use crate::dm::Device;
 use crate::message::RegionId;
@@ -133,7 +133,7 @@ impl Engine {
             max_regions: self.max_regions(followed),
             size: followed.stamp.map(|stamp| stamp.size),
             state: state(followed),
-            changed: (followed.changed > Time::ZERO).then_some(followed.changed),
+            changed: (followed.changed > Tenths::ZERO).then(|| followed.changed.time()),
             failing: trouble.and_then(|trouble| trouble.failing.as_deref()),
             lag: if followed.parked { Duration::ZERO } else { now.since(followed.due) },
             interval: followed.interval(),
