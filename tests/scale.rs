@@ -65,7 +65,7 @@ impl Service {
         }
     }
 
-    /// Bytes of memory that are its own, now and at the most.
+    /// Bytes of memory that no file stands for, now; and of any, at the most.
     fn memory(&self) -> (usize, usize) {
         let pid = self.daemon.pid();
         let kib = |file: &str, key: &str| {
@@ -73,7 +73,7 @@ impl Service {
             let line = text.lines().find_map(|line| line.strip_prefix(key)).unwrap();
             line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
         };
-        (kib("smaps_rollup", "Pss:"), kib("status", "VmHWM:"))
+        (kib("smaps_rollup", "Anonymous:"), kib("status", "VmHWM:"))
     }
 }
 

@@ -57,8 +57,9 @@ impl Run {
             return;
         }
         followed.on_grid = if made { OnGrid::Yes } else { OnGrid::No };
-        if let (Some(books), Some(owner), true) = (&mut self.books, followed.owner, made) {
-            books.ledger.set_on_grid(&owner.holder(&books.known), true, unix_time().as_secs());
+        let Some(books) = self.books.as_mut().filter(|_| made) else { return };
+        if let Some(holder) = followed.holder(&books.known) {
+            books.ledger.set_on_grid(&holder, true, unix_time().as_secs());
         }
     }
 
@@ -122,8 +123,7 @@ impl Run {
         let save = self.now() + if round.created > 0 { SAVE_SOON } else { SAVE };
         let Some(books) = &mut self.books else { return };
         for (file, holder, share) in &round.shares {
-            let now = self.files[file.index()].owner.map(|owner| owner.holder(&books.known));
-            let same = now.as_ref() == Some(holder);
+            let same = self.files[file.index()].holder(&books.known).as_ref() == Some(holder);
             let followed = same && self.engine.follows(*file);
             if !followed || takers.contains(file) {
                 books.ledger.share(holder, share);
@@ -139,8 +139,9 @@ impl Run {
         for file in files {
             let followed = &mut self.files[file.index()];
             followed.on_grid = OnGrid::No;
-            if let (Some(books), Some(owner)) = (&mut self.books, followed.owner) {
-                books.ledger.set_on_grid(&owner.holder(&books.known), false, unix);
+            let Some(books) = &mut self.books else { continue };
+            if let Some(holder) = followed.holder(&books.known) {
+                books.ledger.set_on_grid(&holder, false, unix);
             }
         }
     }

@@ -16,7 +16,7 @@ use super::state::StateFile;
 use super::{Answer, Run};
 use crate::counters::Reading;
 use crate::dm::{Device, Label};
-use crate::engine::{End, Event, FileId, Look, Report, Spec, Time};
+use crate::engine::{End, Event, FileId, Look, Report, Time};
 use crate::grid::saved::SavedGrid;
 use crate::group::Mark;
 use crate::home::label;
@@ -71,17 +71,19 @@ pub(super) struct Books {
 /// A [`Holder`] in half its size.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Owner {
+    /// Of the mark.
     pub(super) key: u64,
-    nonce: Option<u32>,
     /// Its name's place among those that are known.
     device: u32,
+    /// Whether the account is that of one group alone.
+    of_group: bool,
 }
 
 impl Owner {
-    /// As the ledger knows it.
-    pub(super) fn holder(self, known: &[Arc<str>]) -> Holder {
+    /// As the ledger knows it. The nonce is that of the group's mark.
+    pub(super) fn holder(self, nonce: u32, known: &[Arc<str>]) -> Holder {
         let device = known[self.device as usize].clone();
-        Holder { device, key: self.key, nonce: self.nonce }
+        Holder { device, key: self.key, nonce: self.of_group.then_some(nonce) }
     }
 }
 
@@ -159,11 +161,8 @@ impl Books {
             self.known.len() - 1
         });
         let device = u32::try_from(at).expect("memory for 2^32 names");
-        let nonce = match by {
-            By::Rule | By::Request => None,
-            By::HandOver(_) | By::Foreground => Some(mark.nonce),
-        };
-        Owner { key: mark.key, nonce, device }
+        let of_group = matches!(by, By::HandOver(_) | By::Foreground);
+        Owner { key: mark.key, device, of_group }
     }
 
     /// By what a device is known in the ledger.
@@ -225,25 +224,23 @@ impl Run {
     /// Whose account that of a file is to be that is followed from now on.
     pub(super) fn open_account(
         &mut self,
-        spec: &Spec,
+        device: Device,
         mark: Mark,
         claimed: Option<&Claimed>,
     ) -> Option<Owner> {
-        let device = spec.device;
         let books = self.books.as_mut()?;
         if self.engine.device_statuses().all(|known| known.device != device) {
             books.meet(device);
         }
-        let mark = spec.group.map_or(mark, |group| group.mark);
         let owner = books.owner(device, mark, claimed?.by);
-        books.ledger.follow(&owner.holder(&books.known));
+        books.ledger.follow(&owner.holder(mark.nonce, &books.known));
         Some(owner)
     }
 
     /// Whose account that of a followed file is.
     pub(super) fn holder(&self, file: FileId) -> Option<Holder> {
-        let owner = self.files[file.index()].owner?;
-        self.books.as_ref().map(|books| owner.holder(&books.known))
+        let known = &self.books.as_ref()?.known;
+        self.files[file.index()].holder(known)
     }
 
     /// An order was carried out: takes what was counted, and gives the engine the outcome.
@@ -314,8 +311,8 @@ impl Run {
         for (file, group, tally) in tallies {
             // The number may be another file's by now.
             let same = self.engine.group(file).is_some_and(|now| now.mark == group.mark);
-            let owner = self.files[file.index()].owner.filter(|_| same);
-            if let Some(holder) = owner.map(|owner| owner.holder(&books.known)) {
+            let holder = self.files[file.index()].holder(&books.known).filter(|_| same);
+            if let Some(holder) = holder {
                 resets += books.ledger.absorb(&holder, group.mark, &tally, clock.as_secs());
             }
         }
@@ -346,12 +343,8 @@ impl Run {
             Report::Updated(updated) => books.remapped(updated),
             Report::LetGo(end) => {
                 let may_come_back = *end != End::Unused; // an inode that nobody can open again
-                if let Some(owner) = self.files[file.index()].owner {
-                    books.ledger.let_go(
-                        &owner.holder(&books.known),
-                        unix_time().as_secs(),
-                        may_come_back,
-                    );
+                if let Some(holder) = self.files[file.index()].holder(&books.known) {
+                    books.ledger.let_go(&holder, unix_time().as_secs(), may_come_back);
                 }
             }
             _ => {}

@@ -202,7 +202,7 @@ impl Run {
     /// while between two readings would be nobody's.
     pub(super) fn see(&mut self, batch: &Batch) {
         let (books, files) = (self.books.as_ref(), &self.files);
-        let holder = |file: FileId| Some(files[file.index()].owner?.holder(&books?.known));
+        let holder = |file: FileId| files[file.index()].holder(&books?.known);
         let slot = slot(&mut self.grids, batch.device);
         let Some(slot) = slot.filter(|slot| slot.away || slot.clerk.is_some()) else { return };
         let mut room = SEEN_MAX.saturating_sub(slot.seen.iter().map(|seen| seen.map.len()).sum());

@@ -44,6 +44,7 @@ use crate::engine::{Action, Batch, End, Engine, Event, FileId, Report, Settings,
 use crate::group::Mark;
 use crate::home::Home;
 use crate::kernel::process::{part_with_descriptors, raise_descriptor_limit, share_one_heap};
+use crate::ledger::Holder;
 use crate::mode::Mode;
 use crate::mounts::Lists;
 use crate::pace::{self, Paced, Pacer};
@@ -251,8 +252,10 @@ struct File {
     mount: Mount,
     /// A sampler has it: what is open and through which mount, that one knows.
     away: bool,
-    /// The nonce of its group's mark, until there is a group.
-    making: Option<u32>,
+    /// Of its group's mark, or of that which the group is to be made with.
+    nonce: u32,
+    /// There is no group yet.
+    making: bool,
     /// What is not as usual.
     unusual: Option<Box<Unusual>>,
     /// The device it was found on.
@@ -294,7 +297,8 @@ impl File {
             open,
             mount,
             away: false,
-            making: None,
+            nonce: 0,
+            making: false,
             unusual,
             home,
             made: false,
@@ -317,20 +321,25 @@ impl File {
         self.mount = reach.mount;
     }
 
+    /// Whose account it is, as the ledger knows it.
+    fn holder(&self, known: &[Arc<str>]) -> Option<Holder> {
+        self.owner.map(|owner| owner.holder(self.nonce, known))
+    }
+
     /// What its group is made from, if it may have to be.
     fn making(&self) -> Option<(Template, Mark)> {
-        let nonce = self.making?;
         let unusual = self.unusual.as_ref().and_then(|unusual| unusual.making.clone());
-        unusual.or_else(|| {
+        let usual = || {
             let terms = &self.claimed.as_ref()?.terms;
-            let mark = Mark { key: self.owner.as_ref()?.key, nonce };
+            let mark = Mark { key: self.owner?.key, nonce: self.nonce };
             Some((terms.template(self.alias()), mark))
-        })
+        };
+        unusual.or_else(usual).filter(|_| self.making)
     }
 
     /// Has it made from these.
     fn make_from(&mut self, template: Template, mark: Mark) {
-        self.making = Some(mark.nonce);
+        self.making = true;
         let told = Some((template, mark));
         if self.making() != told {
             self.unusual.get_or_insert_default().making = told;
@@ -339,7 +348,7 @@ impl File {
 
     /// It is made.
     fn is_made(&mut self, by_us: bool) {
-        self.making = None;
+        self.making = false;
         self.made |= by_us;
         if let Some(unusual) = &mut self.unusual {
             unusual.making = None;
@@ -492,10 +501,14 @@ impl Run {
         if self.open > self.open_max {
             self.put_away(reach.open.take());
         }
-        let owner = self.open_account(&spec, mark, claimed.as_ref());
+        let there = spec.group.map(|group| group.mark);
+        let Mark { nonce, .. } = there.unwrap_or(mark);
+        let owner = self.open_account(spec.device, there.unwrap_or(mark), claimed.as_ref());
         let file = self.engine.follow(self.now(), spec);
-        let mut followed = File { owner, ..File::new(reach, home, alias, claimed) };
-        followed.make_from(template, mark);
+        let mut followed = File { owner, nonce, ..File::new(reach, home, alias, claimed) };
+        if there.is_none() {
+            followed.make_from(template, mark);
+        }
         if file.index() == self.files.len() {
             if self.files.len() == self.files.capacity() {
                 self.files.reserve_exact(self.files.len() / 8 + 16); // as the engine does
@@ -734,7 +747,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hundred_thousand_files_fit_in_some_12_mb() {
-        assert!(size_of::<File>() <= 120, "{}", size_of::<File>());
+    fn a_hundred_thousand_files_fit_in_some_11_mb() {
+        assert!(size_of::<File>() <= 112, "{}", size_of::<File>());
     }
 }
