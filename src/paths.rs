@@ -11,8 +11,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Bytes in a block, as far as they divide into paths. It is freed when the last of its files is
-/// let go, and so it must not hold too many; and be large enough for pages of its own.
+/// Bytes in a block, as far as they divide into paths. It is freed with the last of them, and so it
+/// must not hold too many; and be large enough for pages of its own.
 const BLOCK: usize = 256 * 1024;
 
 /// A path that shares its memory with others.
