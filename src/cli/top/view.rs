@@ -163,6 +163,7 @@ pub(super) mod tests {
             name: name.to_owned(),
             device: "vg-lv".to_owned(),
             other: false,
+            seconds: 1.0,
             reads_per_second: 10.0,
             writes_per_second: 0.0,
             read_bytes_per_second: bytes,
