@@ -141,6 +141,7 @@ fn watch(
     view.source = source(&before.totals);
     let mut due = Instant::now() + arguments.interval;
     while !asked_to_end.load(Ordering::Relaxed) {
+        view.fit(screen::room(terminal.size().map_err(Failure::new)?.height));
         terminal
             .draw(|frame| screen::draw(frame, &view, arguments.interval, colour))
             .map_err(Failure::new)?;
@@ -194,6 +195,7 @@ fn key(event: &Event) -> Option<Key> {
         KeyCode::PageUp => Some(Key::PageUp),
         KeyCode::PageDown => Some(Key::PageDown),
         KeyCode::Home => Some(Key::Home),
+        KeyCode::End => Some(Key::End),
         _ => None,
     }
 }

@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
+use std::fmt;
 use std::time::Duration;
 
 use clap::ValueEnum;
@@ -74,6 +75,13 @@ pub enum Sort {
     Queue,
     /// The name.
     Name,
+}
+
+/// The word for it, as on the command line.
+impl fmt::Display for Sort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&format!("{self:?}").to_lowercase())
+    }
 }
 
 /// What was done from one reading to the next: a row for each file, and one for the rest of each
