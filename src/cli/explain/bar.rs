@@ -3,7 +3,7 @@
 use super::bytes;
 use crate::extent::{Extent, Extents, SECTOR_BYTES};
 
-/// Parts that a scale has, at most twice as many as the next.
+/// Parts that a scale may have; the most that have room.
 const PARTS: [usize; 4] = [8, 4, 2, 1];
 
 /// The cells: no more than there are sectors, so that each has one at least.
@@ -91,8 +91,8 @@ impl Bar {
         self.sectors(extents).into_iter().enumerate().map(mark).collect()
     }
 
-    /// What regions make of the cells that an `of_file` has: `near` are the sectors of those that
-    /// count some of it, `stale` of those that do not.
+    /// What regions make of each cell: `near` are the sectors of those that count some of the file,
+    /// `stale` of those that count nothing of it.
     pub fn matches(&self, of_file: &Extents, near: &Extents, stale: &Extents) -> Vec<Match> {
         let mut cells = vec![Match::Empty; self.cells];
         let kinds = [

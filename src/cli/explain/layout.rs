@@ -89,16 +89,16 @@ impl Group {
 impl Piece {
     fn new(mapped: &Mapped) -> Piece {
         let is = |flags: u32| mapped.flags & flags != 0;
-        let extent = match spot(mapped) {
+        let spot = spot(mapped);
+        let extent = match spot {
             Spot::At(extent) => Some(extent),
             Spot::NotYet | Spot::Nowhere => None,
         };
         let among_others = is(fiemap::DATA_INLINE | fiemap::DATA_TAIL | fiemap::NOT_ALIGNED);
-        let encoded = is(fiemap::ENCODED) && !is(fiemap::DATA_ENCRYPTED);
         let notes = [
-            (extent.is_none() && among_others, "inline"),
-            (extent.is_none() && !among_others && encoded, "compressed"),
-            (extent.is_none() && !among_others && !encoded, "no place yet"),
+            (spot == Spot::NotYet && among_others, "inline"),
+            (spot == Spot::NotYet && !among_others, "no place yet"),
+            (spot == Spot::Nowhere && is(fiemap::ENCODED), "compressed"),
             (is(fiemap::UNWRITTEN), "unwritten"),
             (is(fiemap::SHARED), "shared"),
         ];
@@ -202,15 +202,17 @@ impl Index {
 fn groups(rows: &[Region<'_>], keys: &[u64], extents: &Extents) -> (Option<Group>, u64) {
     let mut best: Option<((bool, u64), Group)> = None;
     let mut touching = 0;
-    for leader in rows {
+    for (at, leader) in rows.iter().enumerate() {
         let Some(descriptor) = Descriptor::of(leader) else { continue };
+        // Its lowest member is the leader.
+        let near = rows[at..].iter().take_while(|row| Some(row.id) <= descriptor.members.last());
         let named = |row: &&Region<'_>| {
             descriptor.members.contains(row.id) && row.program_id == leader.program_id
         };
         let group = Group {
             id: leader.id.0,
             alias: String::from_utf8_lossy(&descriptor.alias).into_owned(),
-            regions: rows.iter().filter(named).map(member).collect(),
+            regions: near.filter(named).map(member).collect(),
         };
         let counted = group.counted();
         let foreign = counted.without(extents).sectors();

@@ -129,7 +129,7 @@ pub fn main(arguments: &Arguments) -> Result<Exit, Failure> {
         }
         Err(error) => {
             let Failure(exit, error) = error.into();
-            if let Some(layout) = &mut layout {
+            if let (Some(layout), None) = (&mut layout, &obstacle) {
                 layout.regions_error = Some(error.clone());
             }
             (if map.is_some() { exit } else { Exit::Failed }, None, Some(error))
