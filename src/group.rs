@@ -110,6 +110,12 @@ impl Members {
         self.0.first().map(|run| run.0)
     }
 
+    /// The highest member.
+    #[must_use]
+    pub fn last(&self) -> Option<RegionId> {
+        self.0.last().map(|run| run.1)
+    }
+
     /// How many ids the runs name.
     #[must_use]
     pub fn count(&self) -> u64 {
@@ -410,7 +416,7 @@ mod tests {
     #[test]
     fn a_run_of_all_ids_costs_no_memory() {
         let found = Descriptor::parse(RegionId(0), b"DMS_GROUP=a:0-2147483647#-").unwrap();
-        assert_eq!(found.members.count(), 1 << 31);
+        assert_eq!((found.members.count(), found.members.last()), (1 << 31, Some(RegionId::MAX)));
         assert!(found.members.contains(RegionId::MAX));
     }
 

@@ -334,6 +334,71 @@ fn read_map_since(file: &File, mut before: Stamp, pages: &mut Pages) -> io::Resu
     Ok(walk.into_map(true))
 }
 
+/// Reads every extent as the filesystem tells it, in the order of the file. A file that changes
+/// meanwhile may show parts of different moments.
+///
+/// # Errors
+///
+/// As [`read_map`].
+pub fn read_pieces(file: &File, pages: &mut Pages) -> io::Result<Vec<Mapped>> {
+    let mut pieces = Vec::new();
+    each_page(file, pages, |page| {
+        pieces.extend_from_slice(page);
+        pieces.len()
+    })?;
+    Ok(pieces)
+}
+
+/// Hands out the extents, page by page, to one that says how many it has.
+fn each_page(
+    file: &File,
+    pages: &mut Pages,
+    mut take: impl FnMut(&[Mapped]) -> usize,
+) -> io::Result<()> {
+    let mut start = 0;
+    loop {
+        let page = pages.read(file, start)?;
+        if take(page) > EXTENTS_MAX {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        // A file that shrinks meanwhile shows no last extent; one that grows may never.
+        let Some(last) = page.last().filter(|last| last.flags & fiemap::LAST == 0) else {
+            return Ok(());
+        };
+        match last.logical.checked_add(last.length) {
+            Some(end) if end > start => start = end,
+            _ => return Ok(()), // no progress
+        }
+    }
+}
+
+/// Where a piece of a file lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spot {
+    /// There.
+    At(Extent),
+    /// Nowhere that can be counted, and that may change without a change of the stamp.
+    NotYet,
+    /// Nowhere that can be counted.
+    Nowhere,
+}
+
+/// Where this piece lies.
+pub fn spot(mapped: &Mapped) -> Spot {
+    const NO_ADDRESS: u32 = fiemap::UNKNOWN | fiemap::DELALLOC;
+    const NOT_BLOCKS: u32 = fiemap::NOT_ALIGNED | fiemap::DATA_INLINE | fiemap::DATA_TAIL;
+    let is = |flags: u32| mapped.flags & flags != 0;
+    // f2fs reports what it has only reserved at address 0, where no filesystem keeps data.
+    if is(NO_ADDRESS | NOT_BLOCKS) || mapped.physical == 0 {
+        return Spot::NotYet;
+    }
+    // Compressed: the length is that of the data, not of what lies on the device.
+    if is(fiemap::ENCODED) && !is(fiemap::DATA_ENCRYPTED) {
+        return Spot::Nowhere;
+    }
+    Extent::of_bytes(mapped.physical, mapped.length).map_or(Spot::Nowhere, Spot::At)
+}
+
 #[derive(Default)]
 struct Walk {
     extents: Vec<Extent>,
@@ -346,43 +411,28 @@ struct Walk {
 
 impl Walk {
     fn all(&mut self, file: &File, pages: &mut Pages) -> io::Result<()> {
-        let mut start = 0;
-        loop {
-            let page = pages.read(file, start)?;
+        each_page(file, pages, |page| {
             self.pages += 1;
             for mapped in page {
                 self.take(mapped);
             }
-            if self.extents.len() > EXTENTS_MAX {
-                return Err(io::ErrorKind::FileTooLarge.into());
-            }
-            // A file that shrinks meanwhile shows no last extent; one that grows may never.
-            let Some(last) = page.last().filter(|last| last.flags & fiemap::LAST == 0) else {
-                return Ok(());
-            };
-            match last.logical.checked_add(last.length) {
-                Some(end) if end > start => start = end,
-                _ => return Ok(()), // no progress
-            }
-        }
+            self.extents.len()
+        })
     }
 
     fn take(&mut self, mapped: &Mapped) {
-        const NO_ADDRESS: u32 = fiemap::UNKNOWN | fiemap::DELALLOC;
-        const NOT_BLOCKS: u32 = fiemap::NOT_ALIGNED | fiemap::DATA_INLINE | fiemap::DATA_TAIL;
         let is = |flags: u32| mapped.flags & flags != 0;
         self.shared |= is(fiemap::SHARED);
-        // f2fs reports what it has only reserved at address 0, where no filesystem keeps data.
-        if is(NO_ADDRESS | NOT_BLOCKS) || mapped.physical == 0 {
-            self.pending = true;
-        } else if is(fiemap::ENCODED) && !is(fiemap::DATA_ENCRYPTED) {
-            // Compressed: the length is that of the data, not of what lies on the device.
-        } else if let Some(extent) = Extent::of_bytes(mapped.physical, mapped.length) {
-            self.shared_sectors += if is(fiemap::SHARED) { extent.len() } else { 0 };
-            self.extents.push(extent);
-            if is(fiemap::UNWRITTEN) {
-                self.blank.push(extent);
+        match spot(mapped) {
+            Spot::At(extent) => {
+                self.shared_sectors += if is(fiemap::SHARED) { extent.len() } else { 0 };
+                self.extents.push(extent);
+                if is(fiemap::UNWRITTEN) {
+                    self.blank.push(extent);
+                }
             }
+            Spot::NotYet => self.pending = true,
+            Spot::Nowhere => {}
         }
     }
 
