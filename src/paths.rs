@@ -53,7 +53,9 @@ fn first_block(paths: &[&Path]) -> (usize, usize) {
 
 fn fill(paths: &[&Path], bytes: usize, shared: &mut Vec<SharedPath>) {
     let mut block = Vec::with_capacity(bytes);
-    paths.iter().for_each(|path| block.extend_from_slice(path.as_os_str().as_bytes()));
+    for path in paths {
+        block.extend_from_slice(path.as_os_str().as_bytes());
+    }
     let block = Arc::new(block.into_boxed_slice());
     let mut start = 0;
     for path in paths {

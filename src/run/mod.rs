@@ -505,7 +505,7 @@ impl Run {
         let Mark { nonce, .. } = there.unwrap_or(mark);
         let owner = self.open_account(spec.device, there.unwrap_or(mark), claimed.as_ref());
         let file = self.engine.follow(self.now(), spec);
-        let mut followed = File { owner, nonce, ..File::new(reach, home, alias, claimed) };
+        let mut followed = File { nonce, owner, ..File::new(reach, home, alias, claimed) };
         if there.is_none() {
             followed.make_from(template, mark);
         }

@@ -218,7 +218,7 @@ fn groups(rows: &[Region<'_>], keys: &[u64], extents: &Extents) -> (Option<Group
         let foreign = counted.without(extents).sectors();
         let common = counted.sectors() - foreign;
         touching += u64::from(common > 0);
-        let marked = descriptor.mark.is_some_and(|mark| keys.contains(&mark.key));
+        let marked = descriptor.mark.is_some_and(|mark| keys.contains(&{ mark.key }));
         let rank = (marked, common);
         if (marked || common > foreign) && best.as_ref().is_none_or(|(before, _)| rank > *before) {
             best = Some((rank, group));
