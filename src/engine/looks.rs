@@ -95,8 +95,7 @@ impl Engine {
         let settings = self.settings;
         let Some(followed) = self.files[file.index()].as_mut() else { return };
         if stamp.device != self.lanes[followed.lane as usize].device {
-            let found = format!("the file at the path lies on another device, {}", stamp.device);
-            return self.end(now, file, End::Absent(found), actions);
+            return self.end(now, file, End::Elsewhere(stamp.device), actions);
         }
         let imprint = stamp.imprint();
         let same_stamp = followed.stamp == Some(imprint);

@@ -14,7 +14,7 @@ use super::tidy::Tidy;
 use super::{Answer, Reserved};
 use crate::counters::Reading;
 use crate::dm::{Device, Dm, Known};
-use crate::engine::{self, Batch, Event, FileId, Sweep};
+use crate::engine::{self, Batch, Event, FileId, Look, Sweep};
 use crate::extent::Extents;
 use crate::group::Mark;
 use crate::home::{Home, sysfs};
@@ -24,6 +24,9 @@ use crate::sample::{self, Reach};
 use crate::shape::{Limits, Want};
 use crate::sight::Sight;
 use crate::update::{self, Group, Passage, Tally, Template};
+
+/// After so many stamps it is said that the device answers; most take a microsecond.
+const STAMPS_A_BEAT: usize = 32;
 
 /// For a sampler.
 pub(super) enum Sample {
@@ -153,23 +156,20 @@ pub(super) fn sampler(
         let answer = match job {
             Sample::Look { mut batch, mut reaches, keep, reserved } => {
                 let mounts = lists.as_ref().map(|lists| lists.mounts());
-                let job = pulse.begin(batch.device);
-                for (look, reach) in iter::zip(&mut batch.looks, &mut reaches) {
-                    let sight = match batch.maps {
+                let maps = batch.maps.is_some();
+                get_on(&pulse, &mut batch, &mut reaches, |look, reach| {
+                    let sight = match maps {
                         _ if is_detached(reach, mounts.as_ref()) => Sight::Unmounted,
-                        Some(_) => sample::look(reach, look.last, look.taken(), keep, &mut pages),
-                        None => sample::compare(reach, look.last),
+                        true => sample::look(reach, look.last, look.taken(), keep, &mut pages),
+                        false => sample::compare(reach, look.last),
                     };
                     if !matches!(sight, Sight::Same) {
                         look.sight = sight; // long, and rare
                     }
-                    if batch.maps.is_some() {
-                        if let Some(lists) = &lists {
-                            reach.note_mount(lists); // it may have been opened just now
-                        }
-                        job.gets_on();
+                    if let (true, Some(lists)) = (maps, &lists) {
+                        reach.note_mount(lists); // it may have been opened just now
                     }
-                }
+                });
                 Answer::Looked(batch, reaches, reserved)
             }
             Sample::Gauge(device) => {
@@ -188,13 +188,30 @@ pub(super) fn sampler(
     }
 }
 
+/// Does this for each file of a batch, and says now and then that the device answers.
+fn get_on(
+    pulse: &Pulse,
+    batch: &mut Batch,
+    reaches: &mut [Reach],
+    mut look: impl FnMut(&mut Look, &mut Reach),
+) {
+    let job = pulse.begin(batch.device);
+    let every = if batch.maps.is_some() { 1 } else { STAMPS_A_BEAT };
+    for (at, (of, reach)) in iter::zip(&mut batch.looks, reaches).enumerate() {
+        look(of, reach);
+        if (at + 1) % every == 0 {
+            job.gets_on();
+        }
+    }
+}
+
 fn is_detached(reach: &mut Reach, mounts: Option<&Mounts>) -> bool {
     mounts.is_some_and(|mounts| reach.is_detached(mounts))
 }
 
 /// Write requests and flushes that the device has finished; `None` if it does not say.
 fn writes(device: Device) -> Option<u64> {
-    let stat = sysfs(device, "stat")?;
+    let stat = sysfs(device, "stat").filter(|_| counts_io(device))?;
     let number = |at: usize| stat.split_ascii_whitespace().nth(at)?.parse::<u64>().ok();
     // The fifth and the sixteenth number (Documentation/block/stat.rst); flushes since Linux 5.5.
     Some(number(4)? + number(15).unwrap_or(0))
@@ -320,10 +337,14 @@ fn counts_io(device: Device) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::dm::Label;
     use crate::extent::Extent;
     use crate::kernel::memory::Memory;
+    use crate::mode::Mode;
+    use crate::sample::{Identity, Mount};
 
     const DEVICE: Device = Device { major: 253, minor: 0 };
     const MARK: Mark = Mark { key: 7, nonce: 1 };
@@ -350,6 +371,26 @@ mod tests {
             Order::Clear { file, device, home: home(), key: MARK.key },
             Order::Remove { file, device, home: home(), group },
         ]
+    }
+
+    #[test]
+    fn a_device_that_gives_stamp_after_stamp_is_not_stuck() {
+        let looks = (0..100).map(|at| Look { file: FileId(at), last: None, sight: Sight::Same });
+        let reach = |_| Reach {
+            mode: Mode::Path,
+            path: Path::new("/").into(),
+            identity: Identity { inode: 2, generation: 0 },
+            open: None,
+            mount: Mount::Unasked,
+        };
+        let mut reaches: Vec<Reach> = (0..100).map(reach).collect();
+        let mut batch = Batch { device: DEVICE, maps: None, looks: looks.collect() };
+        let (pulse, mut last) = (Pulse::default(), None);
+        get_on(&pulse, &mut batch, &mut reaches, |look, _| {
+            // As if the first 33 stamps had taken that long.
+            let until = *last.get_or_insert_with(|| Instant::now() + Duration::from_secs(5));
+            assert_eq!(pulse.stuck(DEVICE, until).is_some(), look.file.0 < 32, "{look:?}");
+        });
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod grids;
 mod http;
 mod jobs;
 mod kept;
+mod lost;
 mod pulse;
 mod scan;
 mod scans;
@@ -27,6 +28,8 @@ mod supervisor;
 mod tidy;
 mod totals;
 mod trail;
+#[cfg(test)]
+mod trial;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -56,7 +59,7 @@ use crate::update::Template;
 use accounts::OnGrid;
 use books::{Books, Owner};
 use clerk::Manner;
-use closing::{Closing, Files};
+use closing::Closing;
 use control::{Desk, Question};
 use crew::Crew;
 use grids::Grids;
@@ -203,6 +206,7 @@ pub fn serve<D: Dm + Send + 'static>(
     let outcome = run.serve();
     run.end_grids();
     run.save_at_end();
+    run.write_down_at_end();
     drop((server, exporter)); // nobody is left who would answer
     // Files that are open are closed when the process ends: here a device could keep it from that.
     mem::forget(run);
@@ -537,6 +541,7 @@ impl Run {
             self.supervisor.engine_lives(self.now());
             self.look_around(self.now());
             self.save_if_due(self.now());
+            self.write_down_if_due(self.now());
             self.abandon_rounds(self.now(), &mut events);
             self.next_events(&mut events);
         }
@@ -555,11 +560,7 @@ impl Run {
                 self.see(&batch);
                 events.push(Event::Looked(batch));
             }
-            Ok(Answer::Closed(device, count)) => {
-                self.open -= count;
-                let next = self.closing.closed(device);
-                self.give_away(next);
-            }
+            Ok(Answer::Closed(device, count)) => self.have_closed(device, count),
             Ok(Answer::Event(Event::Stop)) => self.stop(events),
             Ok(Answer::Event(event)) => events.push(event),
             Ok(Answer::Did(did)) => self.did(did, events),
@@ -599,10 +600,14 @@ impl Run {
     fn take_back(&mut self, batch: &Batch, mut reaches: Vec<Reach>) {
         for (look, mut reach) in batch.looks.iter().zip(reaches.drain(..)) {
             self.open += usize::from(reach.open.is_some());
-            if !self.engine.follows(look.file) {
+            let follows = self.engine.follows(look.file);
+            if !follows {
                 self.put_away(reach.open.take());
             }
             self.files[look.file.index()].take_back(reach);
+            if follows {
+                self.close_if_late(look.file);
+            }
         }
         self.spare.push(reaches);
     }
@@ -704,23 +709,6 @@ impl Run {
         let claimed = self.files[file.index()].claimed.as_ref();
         claimed.is_none_or(|claimed| claimed.terms.regions)
     }
-
-    fn close(&mut self, file: FileId) {
-        let open = self.files[file.index()].open.take();
-        self.put_away(open);
-    }
-
-    /// Has the file closed, if it is open. It counts as open until it is.
-    fn put_away(&mut self, open: Option<fs::File>) {
-        let now = open.and_then(|file| self.closing.put(file));
-        self.give_away(now);
-    }
-
-    fn give_away(&mut self, files: Option<Files>) {
-        if let Some(files) = files {
-            give(&self.samplers, Sample::Close(files));
-        }
-    }
 }
 
 fn give<J: Send + 'static>(crew: &Crew<J>, job: J) {
@@ -734,9 +722,9 @@ fn level(report: &Report) -> Level {
         Report::Updated(_)
         | Report::Recovered
         | Report::Moved(..)
-        | Report::LetGo(End::Unused | End::Absent(_) | End::Unmounted | End::Unwanted) => {
-            Level::Info
-        }
+        | Report::LetGo(
+            End::Unused | End::Absent(_) | End::Elsewhere(_) | End::Unmounted | End::Unwanted,
+        ) => Level::Info,
         Report::Long(_) | Report::Failing(_) | Report::LetGo(_) => Level::Warn,
         Report::GivenUp(_) => Level::Error,
     }
