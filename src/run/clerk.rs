@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::os::fd::RawFd;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use log::{debug, warn};
@@ -31,10 +30,11 @@ use crate::kernel::fiemap::Pages;
 use crate::kernel::fsmap;
 use crate::ledger::Holder;
 use crate::mode::Mode;
+use crate::paths::SharedPath;
 use crate::place::Filesystem;
 use crate::request::GridTotals;
 use crate::sample::{self, Identity, Mount, Reach};
-use crate::sight::{Sight, Stamp};
+use crate::sight::{Imprint, Sight, Stamp};
 use crate::update::Error;
 
 /// Areas that a filesystem is asked about in one round: what of them is free.
@@ -48,7 +48,7 @@ const REST: Duration = Duration::from_secs(60);
 pub(super) struct Enlisted {
     pub(super) file: FileId,
     pub(super) holder: Holder,
-    pub(super) path: Arc<Path>,
+    pub(super) path: SharedPath,
     /// Not known while somebody is looking at it; then it has to wait if it is new.
     pub(super) by: Option<By>,
 }
@@ -135,7 +135,7 @@ struct Member {
     holder: Holder,
     reach: Reach,
     descriptor: Option<RawFd>,
-    stamp: Option<Stamp>,
+    stamp: Option<Imprint>,
     /// When the stamp was another one, and when the map was read.
     changed: Instant,
     mapped: Instant,
@@ -314,7 +314,7 @@ impl Clerk {
         }
     }
 
-    fn member(&mut self, holder: Holder, path: Arc<Path>, by: By) -> Member {
+    fn member(&mut self, holder: Holder, path: SharedPath, by: By) -> Member {
         let By { mode, identity, descriptor } = by;
         let reach = Reach { mode, path, identity, open: None, mount: Mount::Unasked };
         self.numbers = self.numbers.wrapping_add(1);
@@ -465,7 +465,8 @@ impl Member {
         }
         match sight {
             Sight::Mapped(stamp, map) => {
-                if self.stamp.replace(stamp) != Some(stamp) {
+                let imprint = stamp.imprint();
+                if self.stamp.replace(imprint) != Some(imprint) {
                     self.changed = self.mapped;
                 }
                 Some((map.extents, map.blank))

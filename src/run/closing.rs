@@ -15,7 +15,7 @@ use super::Run;
 use super::jobs::Sample;
 use crate::dm::Device;
 use crate::engine::FileId;
-use crate::sample::{self, Reach};
+use crate::sample;
 
 /// What is being closed: by device, what came meanwhile and has to wait.
 #[derive(Debug, Default)]
@@ -97,13 +97,11 @@ impl Run {
         if !follows {
             self.closing.forget(file);
         }
-        let Some(mut reach) = self.files[file.index()].reach.take() else { return };
-        let open = reach.open.as_ref().filter(|_| follows);
-        if !open.is_some_and(|open| self.closing.keep(file, open)) {
-            self.put_away(&mut reach);
-        }
-        if follows {
-            self.files[file.index()].reach = Some(reach);
+        let open = &mut self.files[file.index()].open;
+        let followed = open.as_ref().filter(|_| follows);
+        if !followed.is_some_and(|open| self.closing.keep(file, open)) {
+            let open = open.take();
+            self.put_away(open);
         }
     }
 
@@ -113,13 +111,13 @@ impl Run {
         let (next, kept) = self.closing.closed(device);
         self.give_away(next);
         for file in kept {
-            match self.files[file.index()].reach.take() {
-                Some(mut reach) => {
-                    self.put_away(&mut reach); // one waits for the other, and not for each its turn
-                    self.files[file.index()].reach = Some(reach);
-                }
-                None => drop(self.closing.late.insert(file)),
+            let followed = &mut self.files[file.index()];
+            if followed.away {
+                self.closing.late.insert(file);
+                continue;
             }
+            let open = followed.open.take();
+            self.put_away(open); // one waits for the other, and not for each its turn
         }
     }
 
@@ -131,8 +129,8 @@ impl Run {
     }
 
     /// Has the file closed, if it is open. It counts as open until it is.
-    pub(super) fn put_away(&mut self, reach: &mut Reach) {
-        let now = reach.open.take().and_then(|file| self.closing.put(file));
+    pub(super) fn put_away(&mut self, open: Option<File>) {
+        let now = open.and_then(|file| self.closing.put(file));
         self.give_away(now);
     }
 
@@ -170,9 +168,9 @@ mod tests {
 
     /// Has the file looked at, for which it is opened, and closed again.
     fn look(run: &mut Run, file: FileId) {
-        let reach = run.files[file.index()].reach.as_mut().unwrap();
-        if reach.open.is_none() {
-            reach.open = Some(tempfile::tempfile().unwrap());
+        let open = &mut run.files[file.index()].open;
+        if open.is_none() {
+            *open = Some(tempfile::tempfile().unwrap());
             run.open += 1;
         }
         run.close(file);
@@ -193,18 +191,16 @@ mod tests {
             assert_eq!(run.open, 1 + files.len());
         }
         // A sampler has one, another one is let go.
-        let reach = run.files[files[0].index()].reach.take();
+        let reach = run.files[files[0].index()].lend();
         let_go(&mut run, files[1], End::Unwanted);
         run.close(files[1]);
 
-        let open = |run: &Run, file: FileId| {
-            run.files[file.index()].reach.as_ref().is_some_and(|reach| reach.open.is_some())
-        };
+        let open = |run: &Run, file: FileId| run.files[file.index()].open.is_some();
         run.have_closed(hangs.device, 1);
         assert!(open(&run, files[2]), "the one that was let go comes before it");
         run.have_closed(hangs.device, 1);
         assert!(!open(&run, files[2]), "it need not wait any more");
-        run.files[files[0].index()].reach = reach;
+        run.files[files[0].index()].take_back(reach);
         run.close_if_late(files[0]);
         assert!(open(&run, files[0]), "it has to wait, again");
         run.have_closed(hangs.device, 1);

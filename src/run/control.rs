@@ -296,9 +296,9 @@ impl Run {
 
     /// Has closed what came with it.
     pub(super) fn turn_away(&mut self, mut fresh: Fresh) {
-        let reach = &mut fresh.entry.reach;
-        self.open += usize::from(reach.open.is_some());
-        self.put_away(reach);
+        let open = fresh.entry.reach.open.take();
+        self.open += usize::from(open.is_some());
+        self.put_away(open);
     }
 
     /// The file that is followed with this group, which may have had another id.

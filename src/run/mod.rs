@@ -32,10 +32,9 @@ mod trail;
 mod trial;
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
-use std::{io, mem, thread};
+use std::{fs, io, mem, thread};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use log::{Level, log, warn};
@@ -49,14 +48,16 @@ use crate::group::Mark;
 use crate::home::Home;
 use crate::kernel::process::{part_with_descriptors, raise_descriptor_limit, share_one_heap};
 use crate::ledger::Holder;
+use crate::mode::Mode;
 use crate::mounts::Lists;
 use crate::pace::{self, Paced, Pacer};
+use crate::paths::SharedPath;
 use crate::request::Reply;
-use crate::sample::Reach;
+use crate::sample::{Identity, Mount, Reach};
 use crate::socket::{self, Release};
 use crate::update::Template;
 use accounts::OnGrid;
-use books::Books;
+use books::{Books, Owner};
 use clerk::Manner;
 use closing::Closing;
 use control::{Desk, Question};
@@ -146,7 +147,7 @@ pub fn run<D: Dm + Send + 'static>(
     run.remove_on_exit = manners.remove_on_exit;
     run.wait_for_signals(&[SIGTERM, SIGINT])?;
     for entry in entries {
-        run.follow(entry, None);
+        run.follow(entry, None, None);
     }
     ready();
     let outcome = run.serve();
@@ -248,11 +249,19 @@ struct Run {
 }
 
 struct File {
-    path: Arc<Path>,
-    /// Away while a sampler has it, and gone when the file is not followed any more.
-    reach: Option<Reach>,
-    /// What its group is made from, until there is one.
-    making: Option<Making>,
+    mode: Mode,
+    path: SharedPath,
+    identity: Identity,
+    open: Option<fs::File>,
+    mount: Mount,
+    /// A sampler has it: what is open and through which mount, that one knows.
+    away: bool,
+    /// Of its group's mark, or of that which the group is to be made with.
+    nonce: u32,
+    /// There is no group yet.
+    making: bool,
+    /// What is not as usual.
+    unusual: Option<Box<Unusual>>,
     /// The device it was found on.
     home: Option<Arc<Home>>,
     /// Whether its group was made by this process.
@@ -260,45 +269,104 @@ struct File {
     /// What the service knows of it.
     claimed: Option<Claimed>,
     /// Whose account it is in the ledger, if there is one.
-    holder: Option<Holder>,
+    owner: Option<Owner>,
     /// Where that has its counters from.
     on_grid: OnGrid,
 }
 
-/// What a group is made from. There may be a hundred thousand files that have none yet, and they
-/// take no more memory than they have to.
-enum Making {
-    /// The template that follows from what the service knows, and a mark with the account's key
-    /// and this nonce.
-    Claimed(u32),
-    Told(Box<(Template, Mark)>),
+/// What is kept of few files: there may be a hundred thousand others, that take no more memory
+/// than they have to.
+#[derive(Default)]
+struct Unusual {
+    /// Its group's name, if that is not the file's.
+    alias: Option<Box<[u8]>>,
+    /// What its group is made from, until there is one, if that does not follow from its terms and
+    /// its account.
+    making: Option<(Template, Mark)>,
 }
 
 impl File {
+    fn new(
+        reach: Reach,
+        home: Option<Arc<Home>>,
+        alias: Option<Box<[u8]>>,
+        claimed: Option<Claimed>,
+    ) -> File {
+        let Reach { mode, path, identity, open, mount } = reach;
+        let unusual = alias.map(|alias| Box::new(Unusual { alias: Some(alias), making: None }));
+        File {
+            mode,
+            path,
+            identity,
+            open,
+            mount,
+            away: false,
+            nonce: 0,
+            making: false,
+            unusual,
+            home,
+            made: false,
+            claimed,
+            owner: None,
+            on_grid: OnGrid::No,
+        }
+    }
+
+    /// How it is reached, for a sampler, until that gives it back.
+    fn lend(&mut self) -> Reach {
+        let File { mode, identity, mount, .. } = *self;
+        self.away = true;
+        Reach { mode, path: self.path.clone(), identity, open: self.open.take(), mount }
+    }
+
+    fn take_back(&mut self, reach: Reach) {
+        self.away = false;
+        self.open = reach.open;
+        self.mount = reach.mount;
+    }
+
+    /// Whose account it is, as the ledger knows it.
+    fn holder(&self, known: &[Arc<str>]) -> Option<Holder> {
+        self.owner.map(|owner| owner.holder(self.nonce, known))
+    }
+
     /// What its group is made from, if it may have to be.
     fn making(&self) -> Option<(Template, Mark)> {
-        match self.making.as_ref()? {
-            Making::Told(told) => Some((**told).clone()),
-            Making::Claimed(nonce) => {
-                let terms = &self.claimed.as_ref()?.terms;
-                let mark = Mark { key: self.holder.as_ref()?.key, nonce: *nonce };
-                Some((terms.template(self.alias()), mark))
-            }
-        }
+        let unusual = self.unusual.as_ref().and_then(|unusual| unusual.making.clone());
+        let usual = || {
+            let terms = &self.claimed.as_ref()?.terms;
+            let mark = Mark { key: self.owner?.key, nonce: self.nonce };
+            Some((terms.template(self.alias()), mark))
+        };
+        unusual.or_else(usual).filter(|_| self.making)
     }
 
     /// Has it made from these.
     fn make_from(&mut self, template: Template, mark: Mark) {
-        self.making = Some(Making::Claimed(mark.nonce));
-        let told = (template, mark);
-        if self.making().as_ref() != Some(&told) {
-            self.making = Some(Making::Told(Box::new(told)));
+        self.making = true;
+        let told = Some((template, mark));
+        if self.making() != told {
+            self.unusual.get_or_insert_default().making = told;
+        }
+    }
+
+    /// It is made.
+    fn is_made(&mut self, by_us: bool) {
+        self.making = false;
+        self.made |= by_us;
+        if let Some(unusual) = &mut self.unusual {
+            unusual.making = None;
         }
     }
 
     /// What its group is called, unless it was called something else before.
     fn alias(&self) -> Vec<u8> {
-        self.claimed.as_ref().map(|claimed| claimed.alias(&self.path)).unwrap_or_default()
+        let alias = self.unusual.as_ref().and_then(|unusual| unusual.alias.as_ref());
+        match alias {
+            _ if self.claimed.is_none() => Vec::new(),
+            Some(alias) => alias.to_vec(),
+            None => service::usual_alias(&self.path),
+        }
     }
 }
 
@@ -426,19 +494,25 @@ impl Run {
         Time::from(self.epoch.elapsed())
     }
 
-    fn follow(&mut self, entry: Entry, claimed: Option<Claimed>) -> FileId {
+    fn follow(
+        &mut self,
+        entry: Entry,
+        alias: Option<Box<[u8]>>,
+        claimed: Option<Claimed>,
+    ) -> FileId {
         let Entry { mut reach, spec, template, mark, home } = entry;
         self.open += usize::from(reach.open.is_some());
         if self.open > self.open_max {
-            self.put_away(&mut reach);
+            self.put_away(reach.open.take());
         }
-        let path = reach.path.clone();
-        let holder = self.open_account(&spec, mark, claimed.as_ref());
+        let there = spec.group.map(|group| group.mark);
+        let Mark { nonce, .. } = there.unwrap_or(mark);
+        let owner = self.open_account(spec.device, there.unwrap_or(mark), claimed.as_ref());
         let file = self.engine.follow(self.now(), spec);
-        let (reach, on_grid) = (Some(reach), OnGrid::No);
-        let mut followed =
-            File { path, reach, making: None, home, made: false, claimed, holder, on_grid };
-        followed.make_from(template, mark);
+        let mut followed = File { nonce, owner, ..File::new(reach, home, alias, claimed) };
+        if there.is_none() {
+            followed.make_from(template, mark);
+        }
         if file.index() == self.files.len() {
             if self.files.len() == self.files.capacity() {
                 self.files.reserve_exact(self.files.len() / 8 + 16); // as the engine does
@@ -526,11 +600,13 @@ impl Run {
     fn take_back(&mut self, batch: &Batch, mut reaches: Vec<Reach>) {
         for (look, mut reach) in batch.looks.iter().zip(reaches.drain(..)) {
             self.open += usize::from(reach.open.is_some());
-            if self.engine.follows(look.file) {
-                self.files[look.file.index()].reach = Some(reach);
+            let follows = self.engine.follows(look.file);
+            if !follows {
+                self.put_away(reach.open.take());
+            }
+            self.files[look.file.index()].take_back(reach);
+            if follows {
                 self.close_if_late(look.file);
-            } else {
-                self.put_away(&mut reach);
             }
         }
         self.spare.push(reaches);
@@ -539,8 +615,7 @@ impl Run {
     fn hand_out(&mut self, batch: Batch) {
         let mut reaches = self.spare.pop().unwrap_or_default();
         for look in &batch.looks {
-            let reach = self.files[look.file.index()].reach.take();
-            reaches.push(reach.expect("a file has one job at most, so its reach is here"));
+            reaches.push(self.files[look.file.index()].lend());
         }
         let open = reaches.iter().filter(|reach| reach.open.is_some()).count();
         let more = if batch.maps.is_some() { reaches.len() - open } else { 0 };
@@ -611,11 +686,9 @@ impl Run {
         let path = &self.files[file.index()].path;
         log!(level(report), "{}: {report}", path.display());
         self.keep_count(file, report);
-        let File { making, made, .. } = &mut self.files[file.index()];
         match report {
             Report::Updated(updated) => {
-                *making = None;
-                *made |= updated.made;
+                self.files[file.index()].is_made(updated.made);
                 self.group_is_there(file, updated.made);
             }
             Report::Moved(_, to) => {
@@ -662,7 +735,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hundred_thousand_files_fit_in_some_17_mb() {
-        assert!(size_of::<File>() <= 168, "{}", size_of::<File>());
+    fn a_hundred_thousand_files_fit_in_some_11_mb() {
+        assert!(size_of::<File>() <= 112, "{}", size_of::<File>());
     }
 }

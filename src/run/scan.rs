@@ -22,12 +22,14 @@ use crate::home::Homes;
 use crate::ledger::Ledger;
 use crate::message::RegionId;
 use crate::mode::Mode;
+use crate::paths::SharedPath;
 use crate::place::{Obstacle, Place};
 use crate::run::Entry;
 use crate::sample;
 
 /// What a file is the same file by, as far as can be told without opening it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(Rust, packed(4))] // or the table that leads from keys to files would be a third larger
 pub(super) struct Key(u64);
 
 impl Key {
@@ -98,7 +100,7 @@ pub(super) struct Fresh {
 /// A file that is followed.
 #[derive(Debug)]
 pub(super) struct Known {
-    pub(super) path: Arc<Path>,
+    pub(super) path: SharedPath,
     pub(super) device: Device,
     /// Whether it is followed because a rule wants it.
     pub(super) by_rule: bool,

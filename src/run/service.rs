@@ -22,6 +22,7 @@ use crate::engine::{End, Event, FileId, Time};
 use crate::group::safe_alias;
 use crate::kernel::process::give_back_memory;
 use crate::message::RegionId;
+use crate::paths::SharedPath;
 use crate::place;
 use crate::values::Listen;
 
@@ -62,8 +63,6 @@ pub(super) struct Claimed {
     pub(super) key: Key,
     pub(super) terms: Arc<Terms>,
     pub(super) by: By,
-    /// Its group's name, if that is not the file's.
-    alias: Option<Box<[u8]>>,
 }
 
 impl Service {
@@ -294,10 +293,8 @@ impl Run {
             .collect();
         let taken: HashSet<Vec<u8>> = self.aliases().collect();
         let aliases = unique_aliases(&nameless, |alias| taken.contains(alias));
-        // Copied before the others are freed, so that what stays lies side by side, and not among
-        // what the scan has taken for a moment: the kernel gets back whole pages only.
-        let paths: Vec<Arc<Path>> =
-            fresh.iter().map(|fresh| Arc::from(&*fresh.entry.reach.path)).collect();
+        let paths: Vec<&Path> = fresh.iter().map(|fresh| &*fresh.entry.reach.path).collect();
+        let paths = SharedPath::share(&paths);
         let mut files = Vec::with_capacity(fresh.len());
         for ((fresh, path), alias) in fresh.into_iter().zip(paths).zip(aliases) {
             let Fresh { key, terms, by, mut entry } = fresh;
@@ -305,8 +302,8 @@ impl Run {
             let unusual = alias != usual_alias(&entry.reach.path);
             entry.template.alias = alias;
             let alias = unusual.then(|| Box::from(&*entry.template.alias));
-            let claimed = Claimed { key, terms, by, alias };
-            let file = self.follow(entry, Some(claimed));
+            let claimed = Claimed { key, terms, by };
+            let file = self.follow(entry, alias, Some(claimed));
             if let Some(service) = &mut self.service {
                 service.keys.insert(key, file);
             }
@@ -439,13 +436,8 @@ impl Service {
     }
 }
 
-impl Claimed {
-    pub(super) fn alias(&self, path: &Path) -> Vec<u8> {
-        self.alias.as_ref().map_or_else(|| usual_alias(path), |alias| alias.to_vec())
-    }
-}
-
-fn usual_alias(path: &Path) -> Vec<u8> {
+/// What a group is called whose file is not told from others by that.
+pub(super) fn usual_alias(path: &Path) -> Vec<u8> {
     safe_alias(path.file_name().unwrap_or(path.as_os_str()).as_encoded_bytes())
 }
 
