@@ -14,6 +14,7 @@ mod closing;
 mod control;
 mod crew;
 mod exporter;
+mod file;
 mod grids;
 mod http;
 mod jobs;
@@ -34,7 +35,7 @@ mod trial;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
-use std::{fs, io, mem, thread};
+use std::{io, mem, thread};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use log::{Level, log, warn};
@@ -47,21 +48,18 @@ use crate::engine::{Action, Batch, End, Engine, Event, FileId, Report, Settings,
 use crate::group::Mark;
 use crate::home::Home;
 use crate::kernel::process::{part_with_descriptors, raise_descriptor_limit, share_one_heap};
-use crate::ledger::Holder;
-use crate::mode::Mode;
 use crate::mounts::Lists;
 use crate::pace::{self, Paced, Pacer};
-use crate::paths::SharedPath;
 use crate::request::Reply;
-use crate::sample::{Identity, Mount, Reach};
+use crate::sample::Reach;
 use crate::socket::{self, Release};
 use crate::update::Template;
-use accounts::OnGrid;
-use books::{Books, Owner};
+use books::Books;
 use clerk::Manner;
 use closing::Closing;
 use control::{Desk, Question};
 use crew::Crew;
+use file::File;
 use grids::Grids;
 use jobs::{Did, Order, Sample, Wanted};
 use pulse::Pulse;
@@ -248,128 +246,6 @@ struct Run {
     outcome: Outcome,
 }
 
-struct File {
-    mode: Mode,
-    path: SharedPath,
-    identity: Identity,
-    open: Option<fs::File>,
-    mount: Mount,
-    /// A sampler has it: what is open and through which mount, that one knows.
-    away: bool,
-    /// Of its group's mark, or of that which the group is to be made with.
-    nonce: u32,
-    /// There is no group yet.
-    making: bool,
-    /// What is not as usual.
-    unusual: Option<Box<Unusual>>,
-    /// The device it was found on.
-    home: Option<Arc<Home>>,
-    /// Whether its group was made by this process.
-    made: bool,
-    /// What the service knows of it.
-    claimed: Option<Claimed>,
-    /// Whose account it is in the ledger, if there is one.
-    owner: Option<Owner>,
-    /// Where that has its counters from.
-    on_grid: OnGrid,
-}
-
-/// What is kept of few files: there may be a hundred thousand others, that take no more memory
-/// than they have to.
-#[derive(Default)]
-struct Unusual {
-    /// Its group's name, if that is not the file's.
-    alias: Option<Box<[u8]>>,
-    /// What its group is made from, until there is one, if that does not follow from its terms and
-    /// its account.
-    making: Option<(Template, Mark)>,
-}
-
-impl File {
-    fn new(
-        reach: Reach,
-        home: Option<Arc<Home>>,
-        alias: Option<Box<[u8]>>,
-        claimed: Option<Claimed>,
-    ) -> File {
-        let Reach { mode, path, identity, open, mount } = reach;
-        let unusual = alias.map(|alias| Box::new(Unusual { alias: Some(alias), making: None }));
-        File {
-            mode,
-            path,
-            identity,
-            open,
-            mount,
-            away: false,
-            nonce: 0,
-            making: false,
-            unusual,
-            home,
-            made: false,
-            claimed,
-            owner: None,
-            on_grid: OnGrid::No,
-        }
-    }
-
-    /// How it is reached, for a sampler, until that gives it back.
-    fn lend(&mut self) -> Reach {
-        let File { mode, identity, mount, .. } = *self;
-        self.away = true;
-        Reach { mode, path: self.path.clone(), identity, open: self.open.take(), mount }
-    }
-
-    fn take_back(&mut self, reach: Reach) {
-        self.away = false;
-        self.open = reach.open;
-        self.mount = reach.mount;
-    }
-
-    /// Whose account it is, as the ledger knows it.
-    fn holder(&self, known: &[Arc<str>]) -> Option<Holder> {
-        self.owner.map(|owner| owner.holder(self.nonce, known))
-    }
-
-    /// What its group is made from, if it may have to be.
-    fn making(&self) -> Option<(Template, Mark)> {
-        let unusual = self.unusual.as_ref().and_then(|unusual| unusual.making.clone());
-        let usual = || {
-            let terms = &self.claimed.as_ref()?.terms;
-            let mark = Mark { key: self.owner?.key, nonce: self.nonce };
-            Some((terms.template(self.alias()), mark))
-        };
-        unusual.or_else(usual).filter(|_| self.making)
-    }
-
-    /// Has it made from these.
-    fn make_from(&mut self, template: Template, mark: Mark) {
-        self.making = true;
-        let told = Some((template, mark));
-        if self.making() != told {
-            self.unusual.get_or_insert_default().making = told;
-        }
-    }
-
-    /// It is made.
-    fn is_made(&mut self, by_us: bool) {
-        self.making = false;
-        self.made |= by_us;
-        if let Some(unusual) = &mut self.unusual {
-            unusual.making = None;
-        }
-    }
-
-    /// What its group is called, unless it was called something else before.
-    fn alias(&self) -> Vec<u8> {
-        let alias = self.unusual.as_ref().and_then(|unusual| unusual.alias.as_ref());
-        match alias {
-            _ if self.claimed.is_none() => Vec::new(),
-            Some(alias) => alias.to_vec(),
-            None => service::usual_alias(&self.path),
-        }
-    }
-}
-
 /// Descriptors that are not for followed files: ours, and those of threads that open something.
 const DESCRIPTORS_KEPT: usize = 128;
 
@@ -509,7 +385,8 @@ impl Run {
         let Mark { nonce, .. } = there.unwrap_or(mark);
         let owner = self.open_account(spec.device, there.unwrap_or(mark), claimed.as_ref());
         let file = self.engine.follow(self.now(), spec);
-        let mut followed = File { nonce, owner, ..File::new(reach, home, alias, claimed) };
+        let mut followed = File::new(reach, home, alias, claimed);
+        (followed.nonce, followed.owner) = (nonce, owner);
         if there.is_none() {
             followed.make_from(template, mark);
         }
@@ -727,15 +604,5 @@ fn level(report: &Report) -> Level {
         ) => Level::Info,
         Report::Long(_) | Report::Failing(_) | Report::LetGo(_) => Level::Warn,
         Report::GivenUp(_) => Level::Error,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_hundred_thousand_files_fit_in_some_11_mb() {
-        assert!(size_of::<File>() <= 112, "{}", size_of::<File>());
     }
 }
