@@ -12,6 +12,7 @@ use super::grids::Grids;
 use super::jobs::{Did, News, Pass};
 use super::scan::{By, Errand, Finding};
 use super::service::Claimed;
+use super::stat::Stat;
 use super::state::StateFile;
 use super::{Answer, Run};
 use crate::counters::Reading;
@@ -90,8 +91,8 @@ impl Owner {
 /// What the last reading of a device gave.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
-    /// Its statistics just before.
-    stat: Option<String>,
+    /// Its own statistics just before.
+    stat: Option<Stat>,
     /// What it has counted as a whole, just after.
     pub(super) whole: Option<Reading>,
     /// When, in seconds since 1970.
@@ -188,7 +189,7 @@ impl Books {
     }
 
     /// Statistics of the device just before its last reading.
-    pub(super) fn stat(&self, device: Device) -> Option<String> {
+    pub(super) fn stat(&self, device: Device) -> Option<Stat> {
         self.devices.get(&device)?.stat.clone()
     }
 
@@ -252,7 +253,8 @@ impl Run {
                     add(&mut books.updates, took);
                     books.errors.updates += u64::from(outcome.is_err());
                     if let Some(seen) = books.devices.get_mut(device) {
-                        seen.stat = None; // there is something to read that was not there before
+                        // There is something to read that was not there before.
+                        seen.stat.iter_mut().for_each(Stat::is_not_all);
                     }
                 }
                 Event::Removed(_, _, outcome) => {

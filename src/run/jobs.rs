@@ -10,6 +10,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::closing::Files;
 use super::pulse::{Heard, Pulse};
+use super::stat::Stat;
 use super::tidy::Tidy;
 use super::{Answer, Reserved};
 use crate::counters::Reading;
@@ -72,11 +73,11 @@ pub(super) enum Order {
         device: Device,
         groups: Vec<(FileId, Group)>,
     },
-    /// Not if the device's statistics are the same as `before`.
+    /// Not if nothing has moved on the device since `before`.
     Read {
         device: Device,
         groups: Vec<(FileId, Group)>,
-        before: Option<String>,
+        before: Option<Stat>,
     },
 }
 
@@ -122,8 +123,8 @@ pub(super) enum News {
 /// One reading of a device.
 pub(super) struct Pass {
     pub(super) device: Device,
-    /// The device's statistics just before; `None` if they do not tell whether anything moves.
-    pub(super) stat: Option<String>,
+    /// The device's statistics just before.
+    pub(super) stat: Option<Stat>,
     /// What the device has counted as a whole, just after.
     pub(super) whole: Option<Reading>,
     /// The groups, and how many regions there are in all; nothing if nothing has moved.
@@ -282,7 +283,7 @@ fn carry_out(dm: &mut impl Dm, claim: u32, order: Order, counting: bool) -> (Eve
             (Event::Swept(device, sweep), None)
         }
         Order::Read { device, groups, before } => {
-            let pass = read(&mut dm, device, groups, before.as_deref());
+            let pass = read(&mut dm, device, groups, before.as_ref());
             let reading = engine::Reading { reset: false, cost: pass.cost, more: false };
             (Event::Read(device, reading), Some(News::Read(pass)))
         }
@@ -304,11 +305,12 @@ fn read(
     dm: &mut impl Dm,
     device: Device,
     groups: Vec<(FileId, Group)>,
-    before: Option<&str>,
+    before: Option<&Stat>,
 ) -> Pass {
     let began = processor_time();
-    let stat = sysfs(device, "stat").filter(|_| counts_io(device));
-    let outcome = if stat.is_some() && stat.as_deref() == before {
+    let stat = Stat::of(device, before);
+    let still = stat.as_ref().zip(before).is_some_and(|(stat, before)| stat.is_still(before));
+    let outcome = if still {
         Ok(None)
     } else {
         let wanted: Vec<Group> = groups.iter().map(|(_, group)| *group).collect();
@@ -327,12 +329,6 @@ fn read(
 pub(super) fn processor_time() -> Duration {
     let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID);
     time.map_or(Duration::ZERO, Duration::from)
-}
-
-/// Whether the device's own statistics move when there is I/O; newer kernels can be told that they
-/// do not.
-fn counts_io(device: Device) -> bool {
-    sysfs(device, "queue/iostats").is_none_or(|iostats| iostats.trim() == "1")
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ mod pulse;
 mod scan;
 mod scans;
 mod service;
+mod stat;
 mod state;
 mod supervisor;
 mod tidy;
