@@ -16,10 +16,9 @@ use dmfilemapd::kernel::Memory;
 use dmfilemapd::message::Message;
 use dmfilemapd::update::{Group, Template, establish, look, update};
 
-use support::arguments::Arguments;
+use support::arguments::{self, Arguments};
 use support::counts::Counts;
-use support::paired::as_f64;
-use support::rounds::{median, thread_time};
+use support::rounds::{as_f64, median, thread_time};
 use support::table::{Cell, Table};
 
 const DEVICE: Device = Device { major: 253, minor: 0 };
@@ -30,25 +29,19 @@ const CLAIM: u32 = 3;
 const ROUNDS: usize = 15;
 
 fn main() -> ExitCode {
-    match bench() {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    arguments::end(bench())
 }
 
 fn bench() -> Result<ExitCode, Box<dyn Error>> {
-    let arguments = Arguments::read()?;
+    let arguments = Arguments::read(&["messages", "updates"])?;
     let mut counts = Counts::default();
     if arguments.wants("messages") {
-        messages(&mut counts)?.publish()?;
+        messages(&mut counts)?.publish(&arguments)?;
     }
     if arguments.wants("updates") {
         let sizes: &[u64] =
             if arguments.quick { &[10, 1000] } else { &[10, 100, 1000, 10_000, 100_000] };
-        updates(sizes)?.publish()?;
+        updates(sizes)?.publish(&arguments)?;
     }
     Ok(counts.exit_code())
 }
@@ -213,9 +206,13 @@ fn updates(sizes: &[u64]) -> Result<Table, Box<dyn Error>> {
         let (mut ours, mut scan, mut sweep, mut listed) = (Vec::new(), Vec::new(), Vec::new(), 0);
         for _ in 0..ROUNDS {
             let mut moved = dm.clone();
-            ours.push(own(&mut moved, |dm| drop(black_box(update(dm, DEVICE, group, &want)))));
+            let (took, updated) = own(&mut moved, |dm| update(dm, DEVICE, group, &want));
+            ours.push(took);
+            updated?;
             listed = moved.listed;
-            sweep.push(own(&mut moved, |dm| drop(black_box(look(dm, DEVICE, &[group])))));
+            let (took, looked) = own(&mut moved, |dm| look(dm, DEVICE, &[group]));
+            sweep.push(took);
+            looked?;
             let began = thread_time();
             black_box(memchr::memchr_iter(b'\n', black_box(&listing)).count());
             black_box(memchr::memchr_iter(b'\n', black_box(&listing)).count());
@@ -237,9 +234,9 @@ fn updates(sizes: &[u64]) -> Result<Table, Box<dyn Error>> {
     Ok(table)
 }
 
-/// CPU time without that of the table.
-fn own(dm: &mut Metered, what: impl FnOnce(&mut Metered)) -> f64 {
+/// CPU time without that of the table, and what came of it.
+fn own<T>(dm: &mut Metered, what: impl FnOnce(&mut Metered) -> T) -> (f64, T) {
     let (began, theirs) = (thread_time(), dm.took);
-    what(dm);
-    (thread_time() - began) - (dm.took - theirs)
+    let outcome = black_box(what(dm));
+    ((thread_time() - began) - (dm.took - theirs), outcome)
 }

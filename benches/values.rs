@@ -19,8 +19,8 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use support::arguments::{self, Arguments};
 use support::counts::Counts;
-use support::paired::{self, Pair, Paired, as_f64};
-use support::rounds::thread_time;
+use support::paired::{self, Pair, Paired};
+use support::rounds::{as_f64, thread_time};
 use support::table::{Cell, Table};
 
 #[global_allocator]
@@ -33,13 +33,7 @@ const SIZES: [u64; 3] = [10, 1000, 100_000];
 const NESTED_MAX: u64 = 1000;
 
 fn main() -> ExitCode {
-    match bench() {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    arguments::end(bench())
 }
 
 fn bench() -> Result<ExitCode, Box<dyn Error>> {
@@ -49,12 +43,18 @@ fn bench() -> Result<ExitCode, Box<dyn Error>> {
         || std::env::args().any(|word| word == "--quick");
     let arguments = Arguments { quick, word: None };
     let mut criterion = paired::criterion(&arguments);
-    maps(&mut criterion).publish()?;
-    listings(&mut criterion).publish()?;
-    plans(&mut criterion, &arguments).publish()?;
+    let tables =
+        [maps(&mut criterion), listings(&mut criterion), plans(&mut criterion, &arguments)];
+    if tables.iter().all(Table::is_empty) {
+        let names = "fingerprint/SIZE, normal form/SIZE, listing/SIZE, plan, CHANGE/SIZE";
+        return Err(format!("nothing that was asked for is here; there is {names}").into());
+    }
+    for table in tables.iter().filter(|table| !table.is_empty()) {
+        table.publish(&arguments)?;
+    }
     criterion.final_summary();
     let mut counts = Counts::default();
-    allocations(&mut counts).publish()?;
+    allocations(&mut counts).publish(&arguments)?;
     Ok(counts.exit_code())
 }
 

@@ -31,11 +31,13 @@ fn people_read_aligned_columns() {
 #[test]
 fn programs_read_every_figure_as_it_was_measured() {
     let folder = tempfile::tempdir().unwrap();
-    table().write(folder.path()).unwrap();
+    table().write(folder.path(), false).unwrap();
     let text = fs::read_to_string(folder.path().join("x.json")).unwrap();
     let expected = json!({
         "name": "x",
         "title": "Files and what they cost",
+        "quick": false,
+        "optimized": !cfg!(debug_assertions),
         "rows": [
             {"kind": "idle", "files": 100_000, "us": 12.345, "ours": 1.204},
             {"kind": "changed", "files": 7, "us": null, "ours": 0.5},
@@ -43,4 +45,9 @@ fn programs_read_every_figure_as_it_was_measured() {
         "notes": ["No file was harmed."],
     });
     assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), expected);
+
+    table().write(folder.path(), true).unwrap();
+    let quick = fs::read_to_string(folder.path().join("x.quick.json")).unwrap();
+    let quick: Value = serde_json::from_str(&quick).unwrap();
+    assert_eq!(quick["quick"], true, "beside the other");
 }

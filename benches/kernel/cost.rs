@@ -9,59 +9,65 @@ use nix::sys::resource::{UsageWho, getrusage};
 use crate::files::{EXTENTS, Files};
 use crate::guest::Disk;
 use crate::judge::{Judge, quantile};
-use crate::keeper::{Keeper, Keeping};
+use crate::keeper::{FULL_LOOK, Keeper, Keeping, Runs};
 use crate::support::table::{Cell, Table};
 use crate::trace::{self, Calls};
 use crate::{Bench, INTERVAL, in_turn, meter};
 
 /// After so long no file's extents are read any more because data may wait in memory: a little more
 /// than `guest::write_back_soon` says.
-const SETTLED: Duration = Duration::from_secs(7);
+const SETTLED: Duration = Duration::from_secs(8);
 
 /// After so long the service looks at files that do not change as seldom as it may.
-const AT_REST: Duration = Duration::from_secs(45);
+const AT_REST: Duration = Duration::from_secs(27);
 
-/// Between two searches of a service for files that match, two listings of a device, two readings
-/// of what its regions have counted, and two readings of a map for their own sake.
+/// Between two searches of a service for files that match, two listings of a device, and two
+/// readings of what its regions have counted. Windows are multiples of these.
 const RESCAN: Duration = Duration::from_secs(10);
 const SWEEP: Duration = Duration::from_secs(5);
 const READ: Duration = Duration::from_secs(10);
-const FULL_LOOK: Duration = Duration::from_secs(48);
 
 /// Processes that are traced at a time. There may be hundreds, all of which do the same.
 const TRACED_MAX: usize = 8;
 
-/// What was measured, by heading: a number for each round.
+/// Lags that a p99 takes at the least: it would be their maximum otherwise.
+const P99_OF: usize = 100;
+
+/// What was measured, by heading: a number for each round; lags of all rounds.
 type Figures = BTreeMap<&'static str, Vec<f64>>;
 
 const CPU: &str = "CPU s/min";
 const SLEEPS: &str = "wake-ups/s";
 const CALLS: &str = "system calls/s";
 const IOCTLS: &str = "ioctls/s";
+const READINGS: &str = "of them readings of counts";
+const MAPS: &str = "and of maps";
+const RUNS: &str = "commands/s";
 const PSS: &str = "PSS MiB";
 const PRIVATE: &str = "private MiB";
 const FIRST: &str = "first change, median";
 const MEDIAN: &str = "lag, median";
 const P99: &str = "lag, p99";
+const SEEN: &str = "lags";
 const LOST: &str = "groups lost";
 
 /// How much is measured.
 struct Sizes {
-    files: &'static [usize],
+    files: Vec<usize>,
     rounds: usize,
-    /// For each figure.
+    /// For each figure of CPU time, and under strace, which slows down what it traces. A multiple of
+    /// ten seconds, so that each has as much of what comes round every ten.
     window: Duration,
-    /// Under strace, which slows down what it traces.
-    traced: Duration,
+    /// For lags.
+    watch: Duration,
 }
 
 pub fn run(bench: &mut Bench) {
-    let files = if bench.emulated { &[1, 10, 100][..] } else { &[1, 10, 100, 300] };
     let sizes = Sizes {
-        files: bench.sized(&[10], files),
-        rounds: bench.sized(1, 2),
-        window: Duration::from_secs(bench.sized(2, 12)),
-        traced: Duration::from_secs(bench.sized(2, 6)),
+        files: bench.files.map_or_else(|| bench.sized(vec![10], vec![1, 10, 100]), |one| vec![one]),
+        rounds: bench.sized(1, 3),
+        window: Duration::from_secs(bench.sized(2, 20)),
+        watch: Duration::from_secs(bench.sized(2, 10)),
     };
     let mut keepers = vec![Keeper::Nobody, Keeper::Service];
     if !bench.arguments.quick {
@@ -69,22 +75,25 @@ pub fn run(bench: &mut Bench) {
     }
     keepers.extend(bench.given());
     let headings = ["files", "kept by", CPU, "of our service", SLEEPS, CALLS, IOCTLS];
-    let memory = [PSS, PRIVATE];
+    let memory = [READINGS, MAPS, PSS, PRIVATE];
     let title = "Files that do not change: what it takes to follow them";
     let mut idle = Table::new("idle", title, &[&headings[..], &memory[..]].concat());
-    let lags = [FIRST, MEDIAN, P99, LOST];
+    let lags = [FIRST, MEDIAN, P99, SEEN, LOST];
     let title = "Files that change every 1.1 s: what it takes to follow them, and how long a group \
                  is wrong, in intervals of 500 ms";
     let mut changing = Table::new("changing", title, &[&headings[..], &lags[..]].concat());
 
     let disk = bench.disk("ext4");
-    for &count in sizes.files {
+    for &count in &sizes.files {
         measure(bench, &disk, count, &sizes, &keepers, [&mut idle, &mut changing]);
     }
     for table in [&mut idle, &mut changing] {
         table.note(
             "CPU time is that of the whole kernel as its host sees it, less that of the same time \
-             without a monitor: medians of interleaved rounds. System calls are counted by strace.",
+             without a monitor: medians of interleaved rounds. System calls are counted by strace, \
+             in one round. Lags are those of all rounds; there is no p99 of fewer than 100. Maps are \
+             read for their own sake every 20 s, three times as often as by default, so that each \
+             window has its share of that.",
         );
         bench.publish(table);
     }
@@ -104,20 +113,23 @@ fn measure(
     for number in 0..sizes.rounds {
         for at in in_turn(number, keepers.len()) {
             let (keeper, figures) = (&keepers[at], &mut figures[at]);
-            let mut round = Round { bench, disk, files: &mut files, keeper, sizes };
+            let first = number == 0;
+            let mut round = Round { bench, disk, files: &mut files, keeper, sizes, first };
             round.measure(figures);
         }
     }
     for (which, table) in tables.into_iter().enumerate() {
-        let median = |at: usize, heading| middle(&figures[at][which], heading);
+        let median = |at: usize, heading| summary(&figures[at][which], heading);
         let cpu = |at| Some(median(at, CPU)? - median(0, CPU)?);
         let ours = keepers.iter().position(|keeper| *keeper == Keeper::Service);
         for (at, keeper) in keepers.iter().enumerate().skip(1) {
             let ratio = ours.and_then(|ours| Some(cpu(at)? / cpu(ours)?));
             let figures = |heading: &&'static str| number(median(at, heading));
             let after = [SLEEPS, CALLS, IOCTLS].into_iter();
-            let rest: &[&str] =
-                if which == 0 { &[PSS, PRIVATE] } else { &[FIRST, MEDIAN, P99, LOST] };
+            let rest: &[&str] = match which {
+                0 => &[READINGS, MAPS, PSS, PRIVATE],
+                _ => &[FIRST, MEDIAN, P99, SEEN, LOST],
+            };
             let head = [count.into(), keeper.name().into(), number(cpu(at))];
             let head = head.into_iter().chain([ratio.map_or(Cell::Nothing, Cell::Ratio)]);
             let after = after.map(|heading| figures(&heading));
@@ -126,8 +138,14 @@ fn measure(
     }
 }
 
-fn middle(figures: &Figures, heading: &'static str) -> Option<f64> {
-    quantile(figures.get(heading)?.clone(), 0.5)
+fn summary(figures: &Figures, heading: &'static str) -> Option<f64> {
+    let lags = || figures.get(MEDIAN).filter(|_| [P99, SEEN].contains(&heading));
+    match heading {
+        P99 => quantile(lags().filter(|lags| lags.len() >= P99_OF)?.clone(), 0.99),
+        SEEN => Some(lags()?.len() as f64),
+        LOST => Some(figures.get(LOST)?.iter().sum()),
+        _ => quantile(figures.get(heading)?.clone(), 0.5),
+    }
 }
 
 fn number(figure: Option<f64>) -> Cell {
@@ -141,6 +159,8 @@ struct Round<'a> {
     files: &'a mut Files,
     keeper: &'a Keeper,
     sizes: &'a Sizes,
+    /// Whether it is the first round, in which calls are counted.
+    first: bool,
 }
 
 impl Round<'_> {
@@ -153,26 +173,23 @@ impl Round<'_> {
             Keeper::Service if !quick => AT_REST,
             _ => SETTLED,
         });
-        let window = self.sizes.window;
-        self.window(idle, &keeping, |_| thread::sleep(window));
+        self.window(idle, &mut keeping, false);
         if *self.keeper != Keeper::Nobody {
-            self.calls(idle, &keeping, 0.0);
+            self.calls(idle, &mut keeping, false);
             let (pss, private) = trace::memory(&keeping.pids());
             if !self.keeper.is_commands() {
                 add(idle, PSS, pss);
                 add(idle, PRIVATE, private);
             }
             let lags = self.files.watch_one_change(&mut judge);
-            let first = lags.quantile(0.5, INTERVAL);
-            changing.entry(FIRST).or_default().extend(first);
+            changing.entry(FIRST).or_default().extend(lags.in_units(INTERVAL));
+            add(changing, LOST, lags.count_open() as f64);
         }
-        self.window(changing, &keeping, |files| files.keep_changing(window));
+        self.window(changing, &mut keeping, true);
         if *self.keeper != Keeper::Nobody {
-            let changes = self.files.0.len() as f64 / crate::files::PERIOD.as_secs_f64();
-            self.calls(changing, &keeping, changes);
-            let lags = self.files.watch_changing(window, &mut judge);
-            changing.entry(MEDIAN).or_default().extend(lags.quantile(0.5, INTERVAL));
-            changing.entry(P99).or_default().extend(lags.quantile(0.99, INTERVAL));
+            self.calls(changing, &mut keeping, true);
+            let lags = self.files.watch_changing(self.sizes.watch, &mut judge);
+            changing.entry(MEDIAN).or_default().extend(lags.in_units(INTERVAL));
             add(changing, LOST, lags.count_open() as f64);
         }
         let ended = keeping.ended();
@@ -181,37 +198,49 @@ impl Round<'_> {
         judge.table().clear();
     }
 
-    /// CPU time and wake-ups while something lasts.
-    fn window(
-        &mut self,
-        figures: &mut Figures,
-        keeping: &Keeping,
-        activity: impl FnOnce(&mut Files),
-    ) {
+    /// CPU time and wake-ups for a while, in which the files change or not.
+    fn window(&mut self, figures: &mut Figures, keeping: &mut Keeping, changing: bool) {
         let pids = keeping.pids();
         let sleeps = || trace::sleeps(&pids) + children_sleeps();
         let (before, began) = (sleeps(), Instant::now());
-        let cpu = meter::cpu_of(|| activity(self.files)).as_secs_f64();
+        let done = || keeping.runs.as_ref().map(Runs::done);
+        let done_before = done();
+        let cpu = meter::cpu_of(|| self.pass(self.sizes.window, changing)).as_secs_f64();
         let seconds = began.elapsed().as_secs_f64();
         add(figures, CPU, cpu * 60.0 / seconds);
         add(figures, SLEEPS, (sleeps() - before) as f64 / seconds);
+        if let Some((done, before)) = done().zip(done_before) {
+            add(figures, RUNS, (done - before) as f64 / seconds);
+        }
     }
 
-    /// System calls and ioctls a second, while so many files change a second.
-    fn calls(&mut self, figures: &mut Figures, keeping: &Keeping, changes: f64) {
-        let Some(runs) = &keeping.runs else {
-            return self.calls_of_daemons(figures, keeping, changes);
-        };
-        let (before, began) = (runs.done(), Instant::now());
-        let time = self.sizes.traced;
-        self.pass(time, changes > 0.0);
-        let rate = (runs.done() - before) as f64 / began.elapsed().as_secs_f64();
-        let Some(command) = &keeping.sample else { return };
-        let (calm, _) = Calls::of_command(command);
-        self.files.0[0].change();
-        let (busy, _) = Calls::of_command(command);
-        let busy_rate = changes.min(rate);
-        for (heading, count) in [(CALLS, Calls::all as fn(&Calls) -> u64), (IOCTLS, ioctls)] {
+    /// System calls and ioctls a second.
+    fn calls(&mut self, figures: &mut Figures, keeping: &mut Keeping, changing: bool) {
+        match self.keeper.is_commands() {
+            true => self.calls_of_commands(figures, keeping, changing),
+            false if self.first => self.calls_of_daemons(figures, keeping, changing),
+            false => {}
+        }
+    }
+
+    /// So many a second as there were, of which so many see a change as there were changes; what
+    /// one calls that sees one, and one that sees none, is counted while nothing else is run.
+    fn calls_of_commands(&mut self, figures: &mut Figures, keeping: &mut Keeping, changing: bool) {
+        let Some(rate) = figures.get(RUNS).and_then(|rates| rates.last().copied()) else { return };
+        keeping.runs = None;
+        let [_, calm, busy] = [false, false, true].map(|change| {
+            if change {
+                self.files.0[0].change();
+            }
+            // The first may find any map, the second finds none that is new.
+            let command = self.keeper.sample(self.disk, self.files);
+            command.map(|command| Calls::of_command(&command))
+        });
+        keeping.runs = Some(self.keeper.runs(self.disk, self.files, INTERVAL));
+        let (Some(calm), Some(busy)) = (calm, busy) else { return }; // its group was lost
+        let changes = self.files.0.len() as f64 / crate::files::PERIOD.as_secs_f64();
+        let busy_rate = if changing { changes.min(rate) } else { 0.0 };
+        for (heading, count) in KINDS {
             let (calm, busy) = (count(&calm) as f64, count(&busy) as f64);
             add(figures, heading, busy * busy_rate + calm * (rate - busy_rate));
         }
@@ -225,21 +254,22 @@ impl Round<'_> {
         }
     }
 
-    fn calls_of_daemons(&mut self, figures: &mut Figures, keeping: &Keeping, changes: f64) {
+    fn calls_of_daemons(&mut self, figures: &mut Figures, keeping: &Keeping, changing: bool) {
         let pids = keeping.pids();
         let traced = &pids[..pids.len().min(TRACED_MAX)];
-        let (time, mut took) = (self.sizes.traced, Duration::ZERO);
-        let began = Instant::now();
+        let mut took = Duration::ZERO;
+        let whole = Instant::now();
         let calls = Calls::of_processes(traced, || {
             let began = Instant::now();
-            self.pass(time, changes > 0.0);
+            self.pass(self.sizes.window, changing);
             took = began.elapsed();
         });
         let scale = pids.len() as f64 / traced.len() as f64 / took.as_secs_f64();
-        add(figures, CALLS, calls.all() as f64 * scale);
-        add(figures, IOCTLS, ioctls(&calls) as f64 * scale);
-        if changes == 0.0 && *self.keeper == Keeper::Service {
-            self.check(&calls, began.elapsed());
+        for (heading, count) in KINDS {
+            add(figures, heading, count(&calls) as f64 * scale);
+        }
+        if !changing && *self.keeper == Keeper::Service {
+            self.check(&calls, whole.elapsed());
         }
     }
 
@@ -256,7 +286,7 @@ impl Round<'_> {
         let stats = ["statx", "fstat", "newfstatat"].iter().map(|name| calls.of(name)).sum();
         counts.at_most("files that do not change: stat", stats, looks);
         // Each file in its turn, so that extents which moved silently are found.
-        let maps = files * (times(FULL_LOOK) + 1);
+        let maps = files * (times(FULL_LOOK * 4 / 5) + 1);
         counts.at_most("files that do not change: FIEMAP", calls.of("@fiemap"), maps);
         let lists = lists_at_rest(took);
         counts.at_most("files that do not change: @stats_list", calls.of("@stats_list"), lists);
@@ -279,6 +309,14 @@ fn times(took: Duration, every: Duration) -> u64 {
 pub fn lists_at_rest(took: Duration) -> u64 {
     2 * (times(took, SWEEP) + 1) + 2 * (times(took, READ) + 1)
 }
+
+/// What is counted of calls.
+const KINDS: [(&str, fn(&Calls) -> u64); 4] = [
+    (CALLS, Calls::all),
+    (IOCTLS, ioctls),
+    (READINGS, |calls| calls.of("@stats_print")),
+    (MAPS, |calls| calls.of("@fiemap")),
+];
 
 fn ioctls(calls: &Calls) -> u64 {
     calls.of("ioctl")

@@ -1,9 +1,14 @@
 //! Followed files, and what happens to them.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use dmfilemapd::extent::Fingerprint;
+use dmfilemapd::kernel::fiemap::Pages;
+use dmfilemapd::sample;
 
 use crate::change::{self, KIB, Way};
 use crate::guest::Disk;
@@ -23,32 +28,72 @@ pub const PERIOD: Duration = Duration::from_millis(1100);
 /// Pieces of a file that was not changed yet.
 pub const EXTENTS: u64 = 4;
 
-/// A followed file of four pieces, with a hole that is filled and punched in turns: each change is
-/// one more extent or one less, and the others stay.
+/// What a piece takes, and from the start of one to that of the next.
+const PIECE: u64 = 16 * KIB;
+const STRIDE: u64 = 2 * PIECE;
+
+/// Pieces that there is room for in a file. Its pieces move along there, and around.
+const PLACES: u64 = 64;
+
+/// Changes among which no map comes twice: more than there are while anybody waits for a group.
+const CHANGES: usize = 100;
+
+/// Steps after which a file must have a map that it has not had for so long.
+const STEPS_MAX: usize = 8;
+
+/// A followed file of four pieces. In turns it is given one more and is robbed of its second: so
+/// each change is an extent more or one less, the others stay, and no map comes again within
+/// [`CHANGES`]. A group that is never updated is never right again.
 #[derive(Clone, Debug)]
 pub struct File {
     pub path: PathBuf,
-    is_filled: bool,
+    /// Pieces behind the first that were ever added, and taken away.
+    added: u64,
+    taken: u64,
+    /// The maps of the last changes.
+    seen: VecDeque<Fingerprint>,
 }
 
 impl File {
     fn make(path: PathBuf) -> File {
-        change::write(&path, Way::Direct, 0, 32 * EXTENTS * KIB);
-        (0..EXTENTS).for_each(|piece| change::punch(&path, (32 * piece + 16) * KIB, 16 * KIB));
+        fs::remove_file(&path).ok(); // one that was changed before has other pieces
+        change::write(&path, Way::Direct, 0, STRIDE * EXTENTS);
+        (0..EXTENTS).for_each(|piece| change::punch(&path, STRIDE * piece + PIECE, PIECE));
+        change::truncate(&path, STRIDE * (PLACES + 1));
         change::sync(&path);
-        File { path, is_filled: false }
+        let mut file = File { path, added: EXTENTS - 1, taken: 0, seen: VecDeque::new() };
+        file.seen.push_back(file.fingerprint());
+        file
     }
 
-    /// Fills the hole behind its second piece, or punches it again. It has its place on the device
-    /// when this returns.
+    /// Leads to a map that the file has not had for long. It has its place on the device when this returns.
     pub fn change(&mut self) {
-        let (at, len) = (48 * KIB, 16 * KIB);
-        if self.is_filled {
-            change::punch(&self.path, at, len);
-        } else {
-            change::write(&self.path, Way::Direct, at, len);
+        for _ in 0..STEPS_MAX {
+            self.step();
+            let map = self.fingerprint();
+            if !self.seen.contains(&map) {
+                self.seen.truncate(CHANGES - 1);
+                return self.seen.push_front(map);
+            }
         }
-        self.is_filled = !self.is_filled;
+        panic!("{} only has maps that it had before", self.path.display());
+    }
+
+    /// The first piece always stays: with it goes the group's id, which is another kind of change.
+    fn step(&mut self) {
+        let place = |piece: u64| (1 + piece % PLACES) * STRIDE;
+        if self.added - self.taken < EXTENTS {
+            change::write(&self.path, Way::Direct, place(self.added), PIECE);
+            self.added += 1;
+        } else {
+            change::punch(&self.path, place(self.taken), PIECE);
+            self.taken += 1;
+        }
+    }
+
+    fn fingerprint(&self) -> Fingerprint {
+        let open = fs::File::open(&self.path).unwrap();
+        sample::read_map(&open, &mut Pages::default()).unwrap().fingerprint
     }
 
     /// The alias of its group: its name.
@@ -80,7 +125,7 @@ impl Files {
 
     /// Files that there are, and whose names are of the same kind.
     pub fn of(paths: impl Iterator<Item = PathBuf>) -> Files {
-        Files(paths.map(|path| File { path, is_filled: false }).collect())
+        Files(paths.map(|path| File { path, added: 0, taken: 0, seen: VecDeque::new() }).collect())
     }
 
     pub fn remove(self) {

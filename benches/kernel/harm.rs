@@ -12,7 +12,7 @@ use crate::change::{self, MIB, Way};
 use crate::daemon;
 use crate::files::Files;
 use crate::guest::Disk;
-use crate::judge::Judge;
+use crate::judge::{Judge, quantile};
 use crate::keeper::Keeper;
 use crate::support::table::{Cell, Table};
 use crate::{Bench, INTERVAL, in_turn, meter};
@@ -24,14 +24,17 @@ const FIO_SIZE: u64 = 64 * MIB;
 /// Between two changes of each file.
 const CHANGE: Duration = INTERVAL;
 
-/// Times how often each is measured, and for how many seconds.
+/// An odd number, so that a median is what was measured.
+const ROUNDS: usize = 5;
+
+/// How often each is measured, and for how many seconds.
 struct Sizes {
     rounds: usize,
     seconds: u32,
 }
 
 fn sizes(bench: &Bench) -> Sizes {
-    Sizes { rounds: bench.sized(1, 8), seconds: bench.sized(1, 2) }
+    Sizes { rounds: bench.sized(1, ROUNDS), seconds: bench.sized(1, 2) }
 }
 
 /// What was measured of some I/O.
@@ -113,10 +116,9 @@ fn with_monitors(bench: &Bench, table: &mut Table, device: &str, disk: &Disk, ke
             }
         }
         for (kind, speeds) in kinds.iter().zip(speeds) {
-            let without = best(&speeds[0]);
-            for (keeper, speeds) in keepers.iter().zip(&speeds) {
+            for (keeper, kept) in keepers.iter().zip(&speeds) {
                 let head = [device.into(), count.into(), (*kind).into(), keeper.name().into()];
-                table.row(head.into_iter().chain(compared(best(speeds), without)));
+                table.row(head.into_iter().chain(compared(kept, &speeds[0])));
             }
         }
     }
@@ -137,35 +139,33 @@ fn measure(fio_file: &Path, kinds: &[&str], seconds: u32, files: &mut Files) -> 
     })
 }
 
-/// The best of each. What else the host has to do only ever makes it worse; what a monitor does
-/// comes with every interval, and there are several of those in each of the rounds.
-fn best(speeds: &[Speed]) -> Speed {
-    let better = |a: Speed, b: &Speed| Speed {
-        rate: a.rate.max(b.rate),
-        p99: a.p99.min(b.p99),
-        cpu: a.cpu.min(b.cpu),
-    };
-    speeds[1..].iter().fold(speeds[0], better)
+/// The median of all rounds.
+fn middle(speeds: &[Speed], of: fn(&Speed) -> f64) -> f64 {
+    quantile(speeds.iter().map(of).collect(), 0.5).unwrap()
+}
+
+/// How many times as much as without, in the same round each: the median.
+fn ratio(speeds: &[Speed], without: &[Speed], of: fn(&Speed) -> f64) -> Cell {
+    let pairs = speeds.iter().zip(without);
+    Cell::Ratio(
+        quantile(pairs.map(|(with, without)| of(with) / of(without)).collect(), 0.5).unwrap(),
+    )
 }
 
 /// Headings for what [`compared`] gives.
 const COMPARED: [&str; 6] =
     ["requests/s", "of those", "p99 ms", "of that", "CPU us a request", "of that time"];
 
-fn compared(speed: Speed, without: Speed) -> [Cell; 6] {
-    [
-        Cell::Number(speed.rate),
-        Cell::Ratio(speed.rate / without.rate),
-        Cell::Number(speed.p99),
-        Cell::Ratio(speed.p99 / without.p99),
-        Cell::Number(speed.cpu),
-        Cell::Ratio(speed.cpu / without.cpu),
-    ]
+fn compared(speeds: &[Speed], without: &[Speed]) -> [Cell; 6] {
+    let fields: [fn(&Speed) -> f64; 3] = [|it| it.rate, |it| it.p99, |it| it.cpu];
+    let both = |of| [Cell::Number(middle(speeds, of)), ratio(speeds, without, of)];
+    let [[rate, of_rate], [p99, of_p99], [cpu, of_cpu]] = fields.map(both);
+    [rate, of_rate, p99, of_p99, cpu, of_cpu]
 }
 
 /// What the tables have to say in the end.
-const NOTE: &str = "The best of interleaved rounds, and how many times as much as in the first of \
-                    such rows. CPU time is that of the whole kernel, as its host sees it.";
+const NOTE: &str = "Medians of interleaved rounds; ratios are to the first of such rows in the same \
+                    round. CPU time is that of the whole kernel, as its host sees it.";
 
 // Regions.
 
@@ -189,12 +189,11 @@ pub fn regions(bench: &mut Bench) {
             judge.table().clear();
         }
     }
-    let without = best(&speeds[0]);
-    for (&number, speeds) in numbers.iter().zip(&speeds) {
-        let speed = best(speeds);
-        let more = (speed.cpu - without.cpu) * 1e3 / number as f64;
+    let cpu = |speeds: &Vec<Speed>| middle(speeds, |it| it.cpu);
+    for (&number, kept) in numbers.iter().zip(&speeds) {
+        let more = (cpu(kept) - cpu(&speeds[0])) * 1e3 / number as f64;
         let more = if number > 0 { Cell::Number(more) } else { Cell::Nothing };
-        let cells = [number.into()].into_iter().chain(compared(speed, without));
+        let cells = [number.into()].into_iter().chain(compared(kept, &speeds[0]));
         table.row(cells.chain([more]));
     }
     table.note(NOTE);

@@ -116,11 +116,9 @@ impl Lags {
         self.wrong.iter().flatten().count()
     }
 
-    /// The lag that this share of them does not exceed, in units of `unit`; nothing if there is
-    /// none. Those that did not end are not among them.
-    pub fn quantile(&self, share: f64, unit: Duration) -> Option<f64> {
-        let in_units = |lag: &Duration| lag.as_secs_f64() / unit.as_secs_f64();
-        quantile(self.closed.iter().map(in_units).collect(), share)
+    /// The lags that ended, in units of `unit`.
+    pub fn in_units(&self, unit: Duration) -> impl Iterator<Item = f64> {
+        self.closed.iter().map(move |lag| lag.as_secs_f64() / unit.as_secs_f64())
     }
 }
 

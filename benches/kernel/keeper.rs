@@ -18,6 +18,12 @@ use crate::judge::{self, Groups, Judge};
 
 const CONFIG: &str = "/tmp/etc";
 
+const GRID: [&str; 2] = ["--grid-memory", "4MiB"];
+
+/// Between two readings of a map for their own sake. A third of what it is by default: so any 20
+/// seconds have as many of them as any others, and more than without this, never fewer.
+pub const FULL_LOOK: Duration = Duration::from_secs(20);
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Keeper {
     Nobody,
@@ -25,6 +31,8 @@ pub enum Keeper {
     Service,
     /// The same, and its totals come from a grid.
     Gridded,
+    /// A grid, and no groups.
+    GridAlone,
     /// Ours, one process for each file, as `dmstats` starts it where there is no service.
     Each,
     /// Another daemon with lvm2's command line, one process for each file.
@@ -41,6 +49,7 @@ impl Keeper {
             Keeper::Nobody => "nobody",
             Keeper::Service => "our service",
             Keeper::Gridded => "our service with a grid",
+            Keeper::GridAlone => "our service, a grid and no groups",
             Keeper::Each => "ours, one process a file",
             Keeper::Given(_) => "given daemon, one process a file",
             Keeper::Dmstats => "dmstats update_filemap",
@@ -53,13 +62,17 @@ impl Keeper {
         matches!(self, Keeper::Dmstats | Keeper::Update)
     }
 
+    fn is_service(&self) -> bool {
+        matches!(self, Keeper::Service | Keeper::Gridded | Keeper::GridAlone)
+    }
+
     /// Starts to keep the groups of these files, which are all that match [`Files::pattern`], and
     /// waits until they are right. There are no groups before that.
     pub fn start(&self, disk: &Disk, files: &Files, interval: Duration) -> Keeping {
-        if !matches!(self, Keeper::Nobody | Keeper::Service | Keeper::Gridded) {
+        if !self.is_service() && *self != Keeper::Nobody {
             self.make_groups(files);
         }
-        let mut keeping = Keeping { daemons: Vec::new(), runs: None, sample: None };
+        let mut keeping = Keeping { daemons: Vec::new(), runs: None };
         let mut judge = Judge::of(disk);
         let groups = judge.groups();
         let daemon = |program: &Path| {
@@ -68,28 +81,45 @@ impl Keeper {
         };
         match self {
             Keeper::Nobody => return keeping,
-            Keeper::Service => keeping.daemons.push(service(disk, interval, false)),
-            Keeper::Gridded => keeping.daemons.push(service(disk, interval, true)),
+            Keeper::Service => keeping.daemons.push(service(disk, interval, &[])),
+            Keeper::Gridded => keeping.daemons.push(service(disk, interval, &GRID)),
+            Keeper::GridAlone => {
+                let options = [&GRID[..], &["--regions", "off"]].concat();
+                keeping.daemons.push(service(disk, interval, &options));
+            }
             Keeper::Each => keeping.daemons = daemon(program()),
             Keeper::Given(program) => keeping.daemons = daemon(program),
             Keeper::Dmstats | Keeper::Update => {
-                keeping.sample = self.commands(files, &groups).into_iter().next();
-                let (keeper, files, mut judge) = (self.clone(), files.clone(), Judge::of(disk));
-                // Its own updates move a group to another id, under which it has to be told of it.
-                let commands = move || keeper.commands(&files, &judge.groups());
-                keeping.runs = Some(Runs::start(commands, interval));
+                keeping.runs = Some(self.runs(disk, files, interval));
             }
         }
         wait_until("the groups are right", || {
+            if *self == Keeper::GridAlone {
+                let listing = judge.table().listing();
+                return listing.contains(" dmfilemap ").then_some(()).ok_or(listing);
+            }
             let groups = judge.groups();
             let wrong = files.0.iter().filter(|file| !judge::is_right(file, &groups)).count();
             (wrong == 0).then_some(()).ok_or_else(|| format!("{wrong} are wrong"))
         });
-        if matches!(self, Keeper::Service | Keeper::Gridded | Keeper::Each) {
+        if self.is_service() || *self == Keeper::Each {
             // What it takes over and looks at in the beginning is not what is measured.
             let_all_look(&keeping.pids());
         }
         keeping
+    }
+
+    /// Runs its commands from now on, if it is [commands](Keeper::is_commands).
+    pub fn runs(&self, disk: &Disk, files: &Files, interval: Duration) -> Runs {
+        let (keeper, files, mut judge) = (self.clone(), files.clone(), Judge::of(disk));
+        // Its own updates move a group to another id, under which it has to be told of it.
+        Runs::start(move || keeper.commands(&files, &judge.groups()), interval)
+    }
+
+    /// What it would run now for the first file; nothing if that has no group any more.
+    pub fn sample(&self, disk: &Disk, files: &Files) -> Option<Command> {
+        let first = Files(files.0[..1].to_vec());
+        self.commands(&first, &Judge::of(disk).groups()).into_iter().next()
     }
 
     /// Makes the groups that it keeps.
@@ -159,16 +189,15 @@ fn copied(program: &Path, to: &'static str) -> &'static Path {
     to
 }
 
-fn service(disk: &Disk, interval: Duration, grid: bool) -> Daemon {
+fn service(disk: &Disk, interval: Duration, options: &[&str]) -> Daemon {
     fs::create_dir_all(CONFIG).unwrap();
     let pattern = Files::pattern(disk);
     let entry = format!("[[file]]\npath = \"{}\"\n", pattern.display());
     fs::write(Path::new(CONFIG).join("config.toml"), entry).unwrap();
     let mut command = Command::new(program());
     command.args(["run", "--config-dir", CONFIG, "--interval"]).arg(text(interval));
-    if grid {
-        command.args(["--grid-memory", "4MiB"]);
-    }
+    command.arg("--full-look").arg(text(FULL_LOOK));
+    command.args(options);
     let daemon = Daemon::start(&mut command);
     daemon.wait_for("following the files of ");
     daemon
@@ -179,6 +208,7 @@ fn legacy(program: &Path, file: &File, group: u32, interval: Duration) -> Daemon
     let open = fs::File::open(&file.path).unwrap();
     let mut command = Command::new(program);
     command.env("DMFILEMAPD_STANDALONE", "1").env("DMFILEMAPD_INTERVAL", text(interval));
+    command.env("DMFILEMAPD_FULL_LOOK", text(FULL_LOOK));
     let fd = hand_down(&mut command, open.as_fd()).unwrap().to_string();
     command.args([&fd, &group.to_string()]).arg(&file.path).args(["inode", "1", "0"]);
     Daemon::start(&mut command)
@@ -193,8 +223,6 @@ fn text(interval: Duration) -> String {
 pub struct Keeping {
     daemons: Vec<Daemon>,
     pub runs: Option<Runs>,
-    /// The first of the commands that are run: for the first file, whose group has the lowest id.
-    pub sample: Option<Command>,
 }
 
 impl Keeping {

@@ -2,7 +2,8 @@
 //!
 //! Boots a kernel of its own (`contrib/vm`) and runs itself in there: User-Mode Linux, or with
 //! `TEST_KERNEL` the one in that folder. `BENCH_DAEMON` names one more daemon to be measured, any
-//! program with lvm2's command line. Prints tables, and writes them to `target/bench`.
+//! program with lvm2's command line; `BENCH_FILES` one number of files for those tables that have
+//! rows for several. Prints tables, and writes them to `target/bench`.
 //!
 //! Only counts fail it, and only those that are the same on every machine; `--quick` checks all of
 //! them with a few files in a minute.
@@ -20,6 +21,7 @@ mod daemon;
 #[path = "../../tests/support/dialects.rs"]
 mod dialects;
 mod files;
+mod grid;
 #[path = "../../tests/support/guest.rs"]
 mod guest;
 mod harm;
@@ -55,8 +57,8 @@ pub struct Bench {
     pub counts: Counts,
     /// The daemon to be measured besides ours.
     pub given: Option<PathBuf>,
-    /// Whether computing takes ten times as long in here.
-    pub emulated: bool,
+    /// The one number of files to measure with, where several would be.
+    pub files: Option<usize>,
     /// Ramdisks that are taken.
     pub ramdisks: u32,
 }
@@ -85,7 +87,9 @@ impl Bench {
     }
 
     pub fn publish(&self, table: &Table) {
-        table.publish().unwrap_or_else(|error| panic!("the tables cannot be written: {error}"));
+        table
+            .publish(&self.arguments)
+            .unwrap_or_else(|error| panic!("the tables cannot be written: {error}"));
     }
 }
 
@@ -97,8 +101,18 @@ fn in_turn(round: usize, count: usize) -> impl Iterator<Item = usize> {
 
 type Measure = fn(&mut Bench);
 
+/// What can be asked for, by name.
+const ALL: [(&str, Measure); 6] = [
+    ("messages", messages::run),
+    ("cost", cost::run),
+    ("grid", grid::run),
+    ("kept", kept::run),
+    ("harm", harm::run),
+    ("regions", harm::regions),
+];
+
 fn main() -> ExitCode {
-    let arguments = match Arguments::read() {
+    let arguments = match Arguments::read(&ALL.map(|(name, _)| name)) {
         Ok(arguments) => arguments,
         Err(error) => {
             eprintln!("error: {error}");
@@ -109,17 +123,18 @@ fn main() -> ExitCode {
         return outside::boot(&arguments);
     }
     let given = env::var_os("BENCH_DAEMON").map(PathBuf::from);
-    let emulated = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1);
-    let mut bench = Bench { arguments, counts: Counts::default(), given, emulated, ramdisks: 0 };
+    let files = match env::var("BENCH_FILES").map(|count| count.parse::<usize>()) {
+        Ok(Ok(count)) if (1..1000).contains(&count) => Some(count),
+        Ok(_) => {
+            eprintln!("error: BENCH_FILES is the number of files to measure with, at most 999");
+            return ExitCode::from(2);
+        }
+        Err(_) => None,
+    };
+    let counts = Counts::default();
+    let mut bench = Bench { arguments, counts, given, files, ramdisks: 0 };
     guest::write_back_soon();
-    let all: [(&str, Measure); 5] = [
-        ("messages", messages::run),
-        ("cost", cost::run),
-        ("kept", kept::run),
-        ("harm", harm::run),
-        ("regions", harm::regions),
-    ];
-    for (name, run) in all {
+    for (name, run) in ALL {
         if bench.arguments.wants(name) {
             run(&mut bench);
         }

@@ -45,11 +45,12 @@ impl Calls {
         Calls::read()
     }
 
-    /// What the command calls, and whether it succeeds.
-    pub fn of_command(command: &Command) -> (Calls, bool) {
+    /// What the command calls, which must succeed.
+    pub fn of_command(command: &Command) -> Calls {
         let words = ["strace"].into_iter().chain(OPTIONS).collect::<Vec<_>>();
         let outcome = daemon::outcome(&mut daemon::under(&words, command));
-        (Calls::read(), outcome.status == Some(0))
+        assert_eq!(outcome.status, Some(0), "{command:?}");
+        Calls::read()
     }
 
     fn read() -> Calls {

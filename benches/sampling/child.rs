@@ -22,9 +22,11 @@ use dmfilemapd::shape::Limits;
 use dmfilemapd::update::Template;
 use nix::sys::signal::{Signal, raise};
 use serde_json::{Value, json};
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region};
 
 use crate::floor;
-use crate::host::{Host, Looks};
+use crate::host::{HOURS, Host, Looks};
+use crate::looks::touch;
 use crate::support::folder::Files;
 use crate::support::rounds::process_time;
 
@@ -34,19 +36,22 @@ const ERRAND: &str = "BENCH_ERRAND";
 /// A path where nothing is. Who looks there says to strace that what is counted begins or ends.
 const MARK: &str = "/nothing/but/a/mark/for/strace";
 
+/// The system call with which a file is made to look changed.
+pub const TOUCH: &str = "utimensat";
+
 /// Sweeps of a child.
 pub const SWEEPS: usize = 4;
 
 /// Between two looks at a file by the whole program.
 pub const INTERVAL: Duration = Duration::from_millis(100);
 
-const HOURS: Duration = Duration::from_secs(1 << 20);
-
 /// What a child does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Errand {
     /// Sweeps, as the engine and the samplers make them.
     Sweep(Mode, Looks),
+    /// The same, of files each of which has just changed for the first time.
+    Changed(Mode),
     /// The whole program, for so many seconds.
     Run(u64),
 }
@@ -56,6 +61,7 @@ impl Errand {
         match self {
             Errand::Sweep(mode, Looks::Stamps) => format!("stamps-{mode}"),
             Errand::Sweep(mode, Looks::Maps) => format!("maps-{mode}"),
+            Errand::Changed(mode) => format!("changed-{mode}"),
             Errand::Run(seconds) => format!("run-{seconds}"),
         }
     }
@@ -65,6 +71,7 @@ impl Errand {
         match kind {
             "stamps" => Some(Errand::Sweep(rest.parse().ok()?, Looks::Stamps)),
             "maps" => Some(Errand::Sweep(rest.parse().ok()?, Looks::Maps)),
+            "changed" => Some(Errand::Changed(rest.parse().ok()?)),
             "run" => Some(Errand::Run(rest.parse().ok()?)),
             _ => None,
         }
@@ -94,6 +101,7 @@ pub fn done() -> Option<Result<(), Box<dyn Error>>> {
     raise_descriptor_limit();
     Some(match errand {
         Some(Errand::Sweep(mode, looks)) => sweep(mode, looks, &files),
+        Some(Errand::Changed(mode)) => changed(mode, &files),
         Some(Errand::Run(seconds)) => run_for(Duration::from_secs(seconds), &files),
         None => Err("an unknown errand".into()),
     })
@@ -123,21 +131,40 @@ fn sweep(mode: Mode, looks: Looks, files: &Files) -> Result<(), Box<dyn Error>> 
     Ok(())
 }
 
+/// Touching a file is one call more, [`TOUCH`].
+fn changed(mode: Mode, files: &Files) -> Result<(), Box<dyn Error>> {
+    let (open, is_open) = (files.open()?, mode == Mode::Inode);
+    let mut host = Host::new(&files.paths, mode, is_open, Looks::Stamps)?;
+    mark();
+    for _ in 0..SWEEPS {
+        touch(&open);
+        host.sweep();
+    }
+    mark();
+    Ok(())
+}
+
 /// Runs the program until it is at rest, and then for a while. Prints its CPU time in nanoseconds
-/// over that while, and that of a loop which does nothing but fstat and sleep.
+/// over that while, and that of a loop which does nothing but fstat and sleep; and how often any of
+/// its threads allocated meanwhile.
 fn run_for(time: Duration, files: &Files) -> Result<(), Box<dyn Error>> {
     let floor = poll(&files.open()?, time);
-    let entries = files.paths.iter().map(entry).collect::<Result<_, _>>()?;
+    let entries: Vec<Entry> = files.paths.iter().map(entry).collect::<Result<_, _>>()?;
     let settings =
         Settings { settle: Duration::ZERO, full_look: HOURS, sweep: HOURS, ..Settings::default() };
+    // A map of each is read in the beginning, and strace takes its time for that.
+    let begun = 10 * INTERVAL + Duration::from_millis(1) * u32::try_from(entries.len())?;
     let watch = move || {
-        thread::sleep(10 * INTERVAL);
+        thread::sleep(begun);
         let began = process_time();
         mark();
+        let region = Region::new(&INSTRUMENTED_SYSTEM);
         thread::sleep(time);
+        let allocated = region.change();
         mark();
         let took = process_time() - began;
-        println!("{}", json!({ "program": took, "floor": floor }));
+        let allocations = allocated.allocations + allocated.reallocations;
+        println!("{}", json!({ "program": took, "floor": floor, "allocations": allocations }));
         raise(Signal::SIGTERM).ok();
     };
     let ready = || drop(thread::spawn(watch));

@@ -1,6 +1,8 @@
 //! The floor: system calls with nothing around them but a loop.
 //!
-//! Each stands in a function that is not inlined, as every program has it in its C library.
+//! Each stands in a function that is not inlined, as every program has it in its C library. Of
+//! `FIEMAP` that is [`Pages::read`], which fills in the six fields of a request and makes the call:
+//! so what a ratio does not show is no more than that.
 
 use std::ffi::CStr;
 use std::fs::File;

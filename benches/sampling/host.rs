@@ -23,6 +23,9 @@ use dmfilemapd::update::{Group, Updated};
 /// Between two looks at a file, in the time of the [`Host`].
 const INTERVAL: Duration = Duration::from_secs(1);
 
+/// For what is not to come round while something is measured.
+pub const HOURS: Duration = Duration::from_secs(1 << 20);
+
 /// What is done at each look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Looks {
@@ -48,7 +51,6 @@ pub struct Host {
 impl Host {
     /// Follows the files, and brings them to rest.
     pub fn new(paths: &[Arc<Path>], mode: Mode, open: bool, looks: Looks) -> io::Result<Host> {
-        const HOURS: Duration = Duration::from_secs(1 << 20);
         let settle = if looks == Looks::Maps { HOURS } else { Duration::ZERO };
         let settings = Settings { settle, full_look: HOURS, sweep: HOURS, ..Settings::default() };
         let mut host = Host {

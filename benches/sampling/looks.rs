@@ -14,7 +14,7 @@ use crate::floor;
 use crate::host::{Host, Looks};
 use crate::support::counts::Counts;
 use crate::support::folder::Files;
-use crate::support::rounds::{Rounds, Side};
+use crate::support::rounds::{Rounds, Side, as_f64};
 use crate::support::table::{Cell, Table};
 
 /// Descriptors that are not for files.
@@ -70,7 +70,7 @@ impl Results {
         let what = format!("allocations of a sweep, {} by {}, {files} files", look.kind, look.by);
         self.counts.at_most(&what, allocations as u64, (allowed * files) as u64);
 
-        let per_file = |side| Cell::Number(took.nanoseconds(side) / as_f64(files));
+        let per_file = |side| Cell::Number(took.nanoseconds(side) / as_f64(files as u64));
         self.table.row([
             look.kind.into(),
             look.by.into(),
@@ -82,11 +82,6 @@ impl Results {
             allocations.into(),
         ]);
     }
-}
-
-#[allow(clippy::cast_precision_loss)] // exact below 2^53
-pub fn as_f64(number: usize) -> f64 {
-    number as f64
 }
 
 /// A kind of look, and what is done before each sweep of it.
@@ -214,7 +209,7 @@ fn stat_and_map(open: &[File], pages: &mut Pages) {
     }
 }
 
-fn touch(files: &[File]) {
+pub fn touch(files: &[File]) {
     let now = SystemTime::now();
     for file in files {
         file.set_modified(now).expect("the files are ours");

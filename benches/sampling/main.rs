@@ -20,7 +20,7 @@ use dmfilemapd::kernel::process::raise_descriptor_limit;
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 
 use looks::Results;
-use support::arguments::Arguments;
+use support::arguments::{self, Arguments};
 use support::folder::{Files, Folder};
 
 #[global_allocator]
@@ -28,24 +28,21 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 fn main() -> ExitCode {
     let done = child::done().map(|outcome| outcome.map(|()| ExitCode::SUCCESS));
-    done.unwrap_or_else(bench).unwrap_or_else(|error| {
-        eprintln!("error: {error}");
-        ExitCode::FAILURE
-    })
+    arguments::end(done.unwrap_or_else(bench))
 }
 
 fn bench() -> Result<ExitCode, Box<dyn Error>> {
-    let arguments = Arguments::read()?;
+    let arguments = Arguments::read(&["sampling", "calls", "walks"])?;
     let folder = Folder::new()?;
     let limit = raise_descriptor_limit();
     let mut results = Results::new();
     let few = folder.files(1000)?;
     let maps = has_maps(&few);
     if !maps {
-        results.table.note(
-            "There is no FIEMAP here, so no map was read: name a folder on ext4, xfs or btrfs \
-             with BENCH_FOLDER.",
-        );
+        let why = "maps: there is no FIEMAP here; name a folder on ext4, xfs or btrfs with \
+                   BENCH_FOLDER";
+        arguments::skip(why)?;
+        results.table.note(format!("Not read: {why}."));
     }
 
     let sizes: &[usize] = if arguments.quick { &[1000] } else { &[1000, 10_000, 100_000] };
@@ -57,21 +54,21 @@ fn bench() -> Result<ExitCode, Box<dyn Error>> {
             }
             looks::measure(&files, limit, maps, &mut results)?;
         }
-        results.table.publish()?;
+        results.table.publish(&arguments)?;
     }
     if arguments.wants("calls") && maps {
         let mut table = calls::count(&folder, &few, &mut results.counts)?;
         let (size, seconds) = if arguments.quick { (1000, 1) } else { (10_000, 10) };
         let empty = folder.empty_files(size)?;
         calls::whole_program(&folder, &empty, seconds, &mut results.counts, &mut table)?
-            .publish()?;
-        table.publish()?;
+            .publish(&arguments)?;
+        table.publish(&arguments)?;
     }
     if arguments.wants("walks") && maps {
         let sizes: &[usize] = &[1, 10, 100, 1000, 10_000, 100_000];
         let (sizes, size) = if arguments.quick { (&sizes[..4], 10_000) } else { (sizes, 100_000) };
-        walks::by_extents(folder.path(), sizes)?.publish()?;
-        walks::by_room(folder.path(), size)?.publish()?;
+        walks::by_extents(folder.path(), sizes)?.publish(&arguments)?;
+        walks::by_room(folder.path(), size)?.publish(&arguments)?;
     }
     Ok(results.counts.exit_code())
 }

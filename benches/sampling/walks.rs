@@ -10,8 +10,7 @@ use dmfilemapd::sample;
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
 
 use crate::floor;
-use crate::looks::as_f64;
-use crate::support::rounds::{Rounds, Side, median, thread_time};
+use crate::support::rounds::{Rounds, Side, as_f64, median, thread_time};
 use crate::support::table::{Cell, Table};
 
 const BLOCK: u64 = 4096;
@@ -68,7 +67,8 @@ pub fn by_extents(folder: &Path, sizes: &[usize]) -> io::Result<Table> {
                 }),
             ],
         );
-        let per_extent = |side| Cell::Number(took.nanoseconds(side) / as_f64(repeats * extents));
+        let per_extent =
+            |side| Cell::Number(took.nanoseconds(side) / as_f64((repeats * extents) as u64));
         let calls = walk(&file, &mut bare);
         let ratio = Cell::Ratio(took.ratio(1, 0));
         table.row([extents.into(), calls.into(), per_extent(0), per_extent(1), ratio]);
@@ -110,7 +110,7 @@ pub fn by_room(folder: &Path, extents: usize) -> io::Result<Table> {
         table.row([
             room.extents.into(),
             room.walks[0].len().into(),
-            Cell::Number(took(room) / as_f64(extents)),
+            Cell::Number(took(room) / as_f64(extents as u64)),
             Cell::Ratio(took(room) / ours),
             Cell::Number(median(longest.collect()) / 1000.0),
             (32 + 56 * room.extents).into(),

@@ -1,6 +1,8 @@
 //! The command line of a bench: `cargo bench --bench NAME -- [--quick] [WORD]`.
 
 use std::env;
+use std::error::Error;
+use std::process::ExitCode;
 
 /// Says so if the times are not those of the program as it is shipped.
 pub fn warn_if_slow() {
@@ -14,7 +16,7 @@ pub fn warn_if_slow() {
 pub struct Arguments {
     /// Small sizes and few rounds: the counts are the same, the times are rough.
     pub quick: bool,
-    /// Only tables whose name holds this word.
+    /// Only what has this word in its name.
     pub word: Option<String>,
 }
 
@@ -24,10 +26,16 @@ impl Arguments {
     ///
     /// # Errors
     ///
-    /// What is wrong with them, in a sentence.
-    pub fn read() -> Result<Arguments, String> {
+    /// What is wrong with them, in a sentence; among that a WORD that is in none of `names`.
+    pub fn read(names: &[&str]) -> Result<Arguments, String> {
         warn_if_slow();
-        Arguments::parse(env::args().skip(1))
+        let arguments = Arguments::parse(env::args().skip(1))?;
+        match &arguments.word {
+            Some(word) if !names.iter().any(|name| arguments.wants(name)) => {
+                Err(format!("nothing here is called {word}; there is {}", names.join(", ")))
+            }
+            _ => Ok(arguments),
+        }
     }
 
     fn parse(words: impl Iterator<Item = String>) -> Result<Arguments, String> {
@@ -47,9 +55,26 @@ impl Arguments {
         Ok(arguments)
     }
 
-    /// Whether the table of this name is wanted.
+    /// Whether what has this name is wanted.
     #[must_use]
-    pub fn wants(&self, table: &str) -> bool {
-        self.word.as_ref().is_none_or(|word| table.contains(word))
+    pub fn wants(&self, name: &str) -> bool {
+        self.word.as_ref().is_none_or(|word| name.contains(word))
     }
+}
+
+/// Says that something cannot be measured here, and why; an error with `CI` set.
+pub fn skip(what: &str) -> Result<(), String> {
+    if env::var_os("CI").is_some() {
+        return Err(format!("{what}; with CI set nothing may be skipped"));
+    }
+    eprintln!("SKIPPED: {what}");
+    Ok(())
+}
+
+/// How a bench ends.
+pub fn end(outcome: Result<ExitCode, Box<dyn Error>>) -> ExitCode {
+    outcome.unwrap_or_else(|error| {
+        eprintln!("error: {error}");
+        ExitCode::FAILURE
+    })
 }

@@ -11,7 +11,7 @@ use criterion::measurement::{Measurement, ValueFormatter};
 use criterion::{Criterion, Throughput};
 
 use super::arguments::Arguments;
-use super::rounds::{median, thread_time};
+use super::rounds::{as_f64, median, thread_time};
 
 /// The measurement: a subject's time over its baseline's, times the number of runs.
 #[derive(Debug)]
@@ -119,9 +119,4 @@ pub fn measure<S, B>(
         baseline: of(|pair| pair.baseline),
         ratio: of(|pair| pair.ratio),
     })
-}
-
-#[allow(clippy::cast_precision_loss)] // exact below 2^53
-pub fn as_f64(count: u64) -> f64 {
-    count as f64
 }

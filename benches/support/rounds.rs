@@ -73,6 +73,11 @@ fn nanoseconds(clock: ClockId) -> f64 {
     time.tv_sec as f64 * 1e9 + time.tv_nsec as f64
 }
 
+#[allow(clippy::cast_precision_loss)] // exact below 2^53
+pub fn as_f64(count: u64) -> f64 {
+    count as f64
+}
+
 /// The one in the middle, of which there must be one.
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);

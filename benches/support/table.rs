@@ -6,6 +6,8 @@ use std::{env, fs, io};
 
 use serde_json::{Map, Value, json};
 
+use super::arguments::Arguments;
+
 /// Where tables are written instead of [`folder`]: a bench inside a kernel of its own may not write
 /// there.
 pub const FOLDER: &str = "BENCH_RESULTS";
@@ -112,25 +114,31 @@ impl Table {
         self.rows.push(cells);
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
     /// Adds what a reader of the figures has to know: what was left out, and why.
     pub fn note(&mut self, note: impl Into<String>) {
         self.notes.push(note.into());
     }
 
-    /// Prints the table, and writes it to a file in [`folder`].
-    pub fn publish(&self) -> io::Result<()> {
+    /// Prints the table, and writes it to `NAME.json` in [`folder`], in the quick form to
+    /// `NAME.quick.json`.
+    pub fn publish(&self, arguments: &Arguments) -> io::Result<()> {
         println!("{self}");
-        self.write(&folder())
+        self.write(&folder(), arguments.quick)
     }
 
-    /// Writes the table to `NAME.json` in the folder.
-    pub fn write(&self, folder: &Path) -> io::Result<()> {
+    /// Writes it to a file in this folder.
+    pub fn write(&self, folder: &Path, quick: bool) -> io::Result<()> {
         fs::create_dir_all(folder)?;
-        let text = serde_json::to_string_pretty(&self.to_json())?;
-        fs::write(folder.join(self.name).with_extension("json"), text + "\n")
+        let text = serde_json::to_string_pretty(&self.to_json(quick))?;
+        let ending = if quick { "quick.json" } else { "json" };
+        fs::write(folder.join(format!("{}.{ending}", self.name)), text + "\n")
     }
 
-    fn to_json(&self) -> Value {
+    fn to_json(&self, quick: bool) -> Value {
         let row = |row: &Vec<Cell>| -> Map<String, Value> {
             let cells = row.iter().map(Cell::to_json);
             self.headings.iter().cloned().zip(cells).collect()
@@ -138,6 +146,8 @@ impl Table {
         json!({
             "name": self.name,
             "title": self.title,
+            "quick": quick,
+            "optimized": !cfg!(debug_assertions),
             "rows": self.rows.iter().map(row).collect::<Vec<_>>(),
             "notes": self.notes,
         })
