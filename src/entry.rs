@@ -3,7 +3,6 @@
 use std::fs::{self, File};
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use xxhash_rust::xxh3::xxh3_64;
@@ -28,10 +27,10 @@ pub fn entry(
     template: Template,
     pace: Pace,
 ) -> Entry {
-    let path: Arc<Path> = path.into();
-    let mark = mark(&path, mode, place);
+    let mark = mark(path, mode, place);
+    let path = path.into();
     let identity = Identity { inode: place.inode, generation: place.generation };
-    let reach = Reach { mode, path: path.clone(), identity, open, mount: Mount::Unasked };
+    let reach = Reach { mode, path, identity, open, mount: Mount::Unasked };
     let restless = place.filesystem.is_restless();
     let limits = Limits::NONE;
     let spec = Spec { mode, device: place.device, group, restless, pace, limits };

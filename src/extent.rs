@@ -1,6 +1,7 @@
 //! Ranges of sectors, and the normal form in which maps are compared.
 
 use std::fmt;
+use std::num::NonZeroU64;
 
 use xxhash_rust::xxh3::{Xxh3Default, xxh3_128};
 
@@ -175,9 +176,9 @@ impl Extents {
         Extents(rest)
     }
 
-    /// What the map is known by once its extents are forgotten: 128 bits of XXH3 over them.
+    /// What the map is known by once its extents are forgotten: 127 bits of XXH3 over them.
     ///
-    /// Two maps of one file that differ and share a fingerprint would need luck of 1 in 2^128;
+    /// Two maps of one file that differ and share a fingerprint would need luck of 1 in 2^127;
     /// nobody gains by forging one, since the extents are the filesystem's to choose.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
@@ -191,7 +192,7 @@ impl Extents {
             hash.digest128()
         };
         #[allow(clippy::cast_possible_truncation)] // into its two halves
-        Fingerprint([(digest >> 64) as u64, digest as u64])
+        Fingerprint((digest >> 64) as u64, NonZeroU64::MIN | digest as u64)
     }
 }
 
@@ -230,7 +231,7 @@ impl fmt::Debug for Extents {
 
 /// The hash of a map; see [`Extents::fingerprint`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Fingerprint([u64; 2]); // not a u128: that would be aligned to 16 bytes
+pub struct Fingerprint(u64, NonZeroU64); // so that an `Option` of it takes no more than it
 
 #[cfg(test)]
 mod tests {

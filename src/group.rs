@@ -33,6 +33,7 @@ pub const REWRITE_MAX: usize = 1006;
 /// since LVM2 before 1.02.197 chops the last byte of a descriptor each time it rewrites one whose
 /// region has options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(Rust, packed(4))] // every followed file has one, and it would be a third larger
 pub struct Mark {
     /// Stands for the file: the same in every run that follows it in the same mode.
     pub key: u64,
@@ -84,7 +85,8 @@ fn hex(digits: &[u8]) -> Option<u64> {
 
 impl fmt::Display for Mark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "fm={:016x}.{:08x}.", self.key, self.nonce)
+        let Mark { key, nonce } = *self;
+        write!(f, "fm={key:016x}.{nonce:08x}.")
     }
 }
 
@@ -106,6 +108,12 @@ impl Members {
     #[must_use]
     pub fn first(&self) -> Option<RegionId> {
         self.0.first().map(|run| run.0)
+    }
+
+    /// The highest member.
+    #[must_use]
+    pub fn last(&self) -> Option<RegionId> {
+        self.0.last().map(|run| run.1)
     }
 
     /// How many ids the runs name.
@@ -408,7 +416,7 @@ mod tests {
     #[test]
     fn a_run_of_all_ids_costs_no_memory() {
         let found = Descriptor::parse(RegionId(0), b"DMS_GROUP=a:0-2147483647#-").unwrap();
-        assert_eq!(found.members.count(), 1 << 31);
+        assert_eq!((found.members.count(), found.members.last()), (1 << 31, Some(RegionId::MAX)));
         assert!(found.members.contains(RegionId::MAX));
     }
 

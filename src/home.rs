@@ -1,6 +1,7 @@
 //! Which device-mapper device it is that a file lies on, as sysfs says it.
 
-use std::fs;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::sync::Arc;
 
 use crate::dm::{Device, Label};
@@ -73,6 +74,14 @@ pub fn sysfs(device: Device, name: &str) -> Option<String> {
     String::from_utf8(attribute(device, name)?).ok()
 }
 
+/// In three system calls: sysfs says all it has to say of an attribute at once, and no more than a
+/// page. It is not kept open, since another device may have the number the next time.
+fn at_once(path: &str) -> io::Result<Vec<u8>> {
+    let mut page = [0; 4096];
+    let len = File::open(path)?.read(&mut page)?;
+    Ok(page[..len].to_vec())
+}
+
 /// Likewise, and names may be of any bytes.
 ///
 /// Podman hides `/sys/dev/block` from containers. A device of device-mapper is found by the name
@@ -80,7 +89,7 @@ pub fn sysfs(device: Device, name: &str) -> Option<String> {
 fn attribute(device: Device, name: &str) -> Option<Vec<u8>> {
     let by_number = format!("/sys/dev/block/{device}");
     let by_name = format!("/sys/block/dm-{}", device.minor);
-    let read = |folder: &str, name: &str| fs::read(format!("{folder}/{name}")).ok();
+    let read = |folder: &str, name: &str| at_once(&format!("{folder}/{name}")).ok();
     let number = device.to_string();
     let is_it = || read(&by_name, "dev").is_some_and(|dev| dev.trim_ascii() == number.as_bytes());
     read(&by_number, name).or_else(|| is_it().then(|| read(&by_name, name)).flatten())

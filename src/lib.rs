@@ -36,6 +36,7 @@
 //! | 2: the kernel | [`kernel`] | FIEMAP, `/dev/mapper/control`, a table in memory, forks |
 //! | 3: the program | [`sample`], [`place`], [`entry`] | one look at one file; where it lies |
 //! | | [`home`], [`mounts`] | which device that is, and whether its filesystem is mounted |
+//! | | [`paths`] | paths of many files, in few pieces of memory |
 //! | | [`pace`] | pauses between creates, for the device's I/O |
 //! | | [`config`] | settings and entries: what is followed, and how |
 //! | | [`mod@run`] | threads, queues, signals |
@@ -81,6 +82,8 @@
 //! | clockwork | what a region counts besides the thirteen counters: precise times, a histogram |
 //! | anchor | the one region of a group whose file has no extent; lies beyond every device |
 //! | stamp | what `stat` says, as far as a change may show in it |
+//! | imprint | what is remembered of a stamp: enough to tell another one from it |
+//! | fingerprint | what is remembered of a map, likewise |
 //! | look | one `stat`, and one reading of the map if it is due; a full look reads it anyway |
 //! | lane | the work for one device; how much of it may be under way is bounded |
 //! | gauge | a device's write counter: while it stands still, idle files are not looked at |
@@ -122,6 +125,7 @@ pub mod metrics;
 pub mod mode;
 pub mod mounts;
 pub mod pace;
+pub mod paths;
 pub mod place;
 pub mod plan;
 pub mod request;

@@ -40,8 +40,6 @@ pub struct Toll {
     pub pauses: u64,
     /// When the next may be made, since the pacer was made.
     next: Duration,
-    /// When the device last answered, likewise.
-    answered: Option<Duration>,
 }
 
 impl Toll {
@@ -99,12 +97,6 @@ impl Pacer {
         self.0.state.lock().tolls.get(&device).copied().unwrap_or_default()
     }
 
-    /// How long ago the device last answered a message, if it ever did.
-    #[must_use]
-    pub fn silence(&self, device: Device) -> Option<Duration> {
-        Some(self.0.epoch.elapsed().saturating_sub(self.toll(device).answered?))
-    }
-
     /// Waits until a region may be created, unless that is in a hurry. Gives the time then.
     fn wait(&self, device: Device, hurry: bool) -> io::Result<Duration> {
         let Shared { epoch, state, stopped } = &*self.0;
@@ -124,11 +116,6 @@ impl Pacer {
             }
             stopped.wait_until(&mut state, *epoch + next);
         }
-    }
-
-    fn answered(&self, device: Device) {
-        let now = self.0.epoch.elapsed();
-        self.0.state.lock().tolls.entry(device).or_default().answered = Some(now);
     }
 
     fn created(&self, device: Device, began: Duration, created: bool) {
@@ -170,7 +157,6 @@ impl<D: Dm> Paced<D> {
         if let Some(began) = began {
             self.pacer.created(device, began, reply.is_ok());
         }
-        self.pacer.answered(device);
         reply
     }
 }
@@ -196,6 +182,7 @@ impl<D: Dm> Dm for Paced<D> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
     use std::thread;
 
     use super::*;
@@ -245,7 +232,6 @@ mod tests {
     fn creates_are_counted_and_what_fails_is_none() {
         let pacer = Pacer::new(100);
         let mut dm = paced(&pacer);
-        assert_eq!(pacer.silence(DEVICE), None);
         for _ in 0..3 {
             dm.message(DEVICE, b"@stats_create 0+8 /1 p -").unwrap();
         }
@@ -253,7 +239,6 @@ mod tests {
         dm.message(DEVICE, b"@stats_list").unwrap();
         assert_eq!(pacer.toll(DEVICE).creates, 3);
         assert!(pacer.toll(DEVICE).next > Duration::ZERO);
-        assert!(pacer.silence(DEVICE).is_some());
     }
 
     /// Notes what reaches it.
@@ -313,16 +298,16 @@ mod tests {
         let pacer = Pacer::new(1);
         let far = Toll { next: milliseconds(3_600_000), ..Toll::default() };
         pacer.0.state.lock().tolls.insert(DEVICE, far);
+        let (tell, told) = mpsc::channel();
         let waits = thread::spawn({
             let mut dm = paced(&pacer);
             move || {
                 dm.message(DEVICE, b"@stats_list").expect("what creates nothing does not wait");
+                tell.send(()).unwrap();
                 dm.message(DEVICE, b"@stats_create 0+8 /1 p -").map(drop)
             }
         });
-        while pacer.silence(DEVICE).is_none() {
-            thread::yield_now();
-        }
+        told.recv().unwrap();
         pacer.stop();
         let error = waits.join().unwrap().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::Interrupted);

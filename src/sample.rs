@@ -4,7 +4,6 @@ use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use nix::libc;
 use rustix::fs::{FileType, Stat, fstat};
@@ -15,8 +14,9 @@ use crate::kernel::fiemap::{self, Mapped, Pages};
 use crate::kernel::inode;
 use crate::mode::Mode;
 use crate::mounts::{Lists, Mounts};
+use crate::paths::SharedPath;
 use crate::place::is_realtime;
-use crate::sight::{Map, Sight, Stamp};
+use crate::sight::{Imprint, Map, Sight, Stamp};
 
 /// How a file is reached.
 ///
@@ -27,7 +27,7 @@ pub struct Reach {
     /// What it is followed by.
     pub mode: Mode,
     /// Where it was found.
-    pub path: Arc<Path>,
+    pub path: SharedPath,
     /// Which inode was found there.
     pub identity: Identity,
     /// It, as it was opened. In path mode it is used while it is still the file at the path: it
@@ -69,21 +69,21 @@ const LINKS_MAX: usize = 40;
 const TRIES: usize = 3;
 
 /// Compares the file's stamp with that of its last map. Opens nothing, and waits for nobody.
-pub fn compare(reach: &Reach, last: Option<Stamp>) -> Sight {
+pub fn compare(reach: &Reach, last: Option<Imprint>) -> Sight {
     match stat(reach) {
-        Ok(stamp) if last == Some(stamp) => Sight::Same,
+        Ok(stamp) if last == Some(stamp.imprint()) => Sight::Same,
         Ok(stamp) => Sight::Changed(stamp),
         Err(sight) => sight,
     }
 }
 
 /// Looks at a file: the stamp first, then the map. A file that is opened for it stays open if
-/// `keep` says so. `last` is the stamp of its last map, at which what is open now was looked at.
+/// `keep` says so. `last` is of the stamp of its last map, at which what is open now was looked at.
 /// If the stamp was `taken` already, it is not taken again: the older it is, the more shows in the
 /// next one.
 pub fn look(
     reach: &mut Reach,
-    last: Option<Stamp>,
+    last: Option<Imprint>,
     taken: Option<Stamp>,
     keep: bool,
     pages: &mut Pages,
@@ -133,7 +133,7 @@ impl Reach {
 
 fn look_at_path(
     reach: &mut Reach,
-    last: Option<Stamp>,
+    last: Option<Imprint>,
     mut taken: Option<Stamp>,
     pages: &mut Pages,
 ) -> Sight {
@@ -211,7 +211,7 @@ fn absent_or_failed(path: &Path, error: &io::Error) -> Sight {
 
 /// The open file that has the stamp; `None` if another one is at the path by now.
 #[allow(clippy::result_large_err)] // likewise
-fn held(reach: &mut Reach, found: Stamp, last: Option<Stamp>) -> Result<Option<&File>, Sight> {
+fn held(reach: &mut Reach, found: Stamp, last: Option<Imprint>) -> Result<Option<&File>, Sight> {
     let is_found = |device, inode| (device, inode) == (found.device, found.inode);
     let same = |stat: &Stat| is_found(device_of(stat.st_dev), stat.st_ino);
     // What was open at the last map need not be asked again: an open file's number stays its own.
@@ -334,6 +334,71 @@ fn read_map_since(file: &File, mut before: Stamp, pages: &mut Pages) -> io::Resu
     Ok(walk.into_map(true))
 }
 
+/// Reads every extent as the filesystem tells it, in the order of the file. A file that changes
+/// meanwhile may show parts of different moments.
+///
+/// # Errors
+///
+/// As [`read_map`].
+pub fn read_pieces(file: &File, pages: &mut Pages) -> io::Result<Vec<Mapped>> {
+    let mut pieces = Vec::new();
+    each_page(file, pages, |page| {
+        pieces.extend_from_slice(page);
+        pieces.len()
+    })?;
+    Ok(pieces)
+}
+
+/// Hands out the extents, page by page, to one that says how many it has.
+fn each_page(
+    file: &File,
+    pages: &mut Pages,
+    mut take: impl FnMut(&[Mapped]) -> usize,
+) -> io::Result<()> {
+    let mut start = 0;
+    loop {
+        let page = pages.read(file, start)?;
+        if take(page) > EXTENTS_MAX {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        // A file that shrinks meanwhile shows no last extent; one that grows may never.
+        let Some(last) = page.last().filter(|last| last.flags & fiemap::LAST == 0) else {
+            return Ok(());
+        };
+        match last.logical.checked_add(last.length) {
+            Some(end) if end > start => start = end,
+            _ => return Ok(()), // no progress
+        }
+    }
+}
+
+/// Where a piece of a file lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spot {
+    /// There.
+    At(Extent),
+    /// Nowhere that can be counted, and that may change without a change of the stamp.
+    NotYet,
+    /// Nowhere that can be counted.
+    Nowhere,
+}
+
+/// Where this piece lies.
+pub fn spot(mapped: &Mapped) -> Spot {
+    const NO_ADDRESS: u32 = fiemap::UNKNOWN | fiemap::DELALLOC;
+    const NOT_BLOCKS: u32 = fiemap::NOT_ALIGNED | fiemap::DATA_INLINE | fiemap::DATA_TAIL;
+    let is = |flags: u32| mapped.flags & flags != 0;
+    // f2fs reports what it has only reserved at address 0, where no filesystem keeps data.
+    if is(NO_ADDRESS | NOT_BLOCKS) || mapped.physical == 0 {
+        return Spot::NotYet;
+    }
+    // Compressed: the length is that of the data, not of what lies on the device.
+    if is(fiemap::ENCODED) && !is(fiemap::DATA_ENCRYPTED) {
+        return Spot::Nowhere;
+    }
+    Extent::of_bytes(mapped.physical, mapped.length).map_or(Spot::Nowhere, Spot::At)
+}
+
 #[derive(Default)]
 struct Walk {
     extents: Vec<Extent>,
@@ -346,43 +411,28 @@ struct Walk {
 
 impl Walk {
     fn all(&mut self, file: &File, pages: &mut Pages) -> io::Result<()> {
-        let mut start = 0;
-        loop {
-            let page = pages.read(file, start)?;
+        each_page(file, pages, |page| {
             self.pages += 1;
             for mapped in page {
                 self.take(mapped);
             }
-            if self.extents.len() > EXTENTS_MAX {
-                return Err(io::ErrorKind::FileTooLarge.into());
-            }
-            // A file that shrinks meanwhile shows no last extent; one that grows may never.
-            let Some(last) = page.last().filter(|last| last.flags & fiemap::LAST == 0) else {
-                return Ok(());
-            };
-            match last.logical.checked_add(last.length) {
-                Some(end) if end > start => start = end,
-                _ => return Ok(()), // no progress
-            }
-        }
+            self.extents.len()
+        })
     }
 
     fn take(&mut self, mapped: &Mapped) {
-        const NO_ADDRESS: u32 = fiemap::UNKNOWN | fiemap::DELALLOC;
-        const NOT_BLOCKS: u32 = fiemap::NOT_ALIGNED | fiemap::DATA_INLINE | fiemap::DATA_TAIL;
         let is = |flags: u32| mapped.flags & flags != 0;
         self.shared |= is(fiemap::SHARED);
-        // f2fs reports what it has only reserved at address 0, where no filesystem keeps data.
-        if is(NO_ADDRESS | NOT_BLOCKS) || mapped.physical == 0 {
-            self.pending = true;
-        } else if is(fiemap::ENCODED) && !is(fiemap::DATA_ENCRYPTED) {
-            // Compressed: the length is that of the data, not of what lies on the device.
-        } else if let Some(extent) = Extent::of_bytes(mapped.physical, mapped.length) {
-            self.shared_sectors += if is(fiemap::SHARED) { extent.len() } else { 0 };
-            self.extents.push(extent);
-            if is(fiemap::UNWRITTEN) {
-                self.blank.push(extent);
+        match spot(mapped) {
+            Spot::At(extent) => {
+                self.shared_sectors += if is(fiemap::SHARED) { extent.len() } else { 0 };
+                self.extents.push(extent);
+                if is(fiemap::UNWRITTEN) {
+                    self.blank.push(extent);
+                }
             }
+            Spot::NotYet => self.pending = true,
+            Spot::Nowhere => {}
         }
     }
 
@@ -513,7 +563,7 @@ mod tests {
         assert_eq!(first, again, "kept open");
         let before = found();
         std::fs::rename(&next, &path).unwrap();
-        let after = held(&mut reach, found(), Some(before)).unwrap().unwrap();
+        let after = held(&mut reach, found(), Some(before.imprint())).unwrap().unwrap();
         assert_eq!(stamp(&fstat(after).unwrap()), found(), "not the one of the last map");
         reach.open = None;
         assert!(held(&mut reach, before, None).unwrap().is_none(), "no longer the one of the stat");

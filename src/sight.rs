@@ -1,5 +1,9 @@
 //! What a look at a file can give.
 
+use std::num::NonZeroU64;
+
+use xxhash_rust::xxh3::xxh3_64;
+
 use crate::dm::Device;
 use crate::extent::{Extents, Fingerprint};
 
@@ -22,6 +26,33 @@ pub struct Stamp {
     pub modified: i64,
     /// Nanoseconds since 1970 of the last change of its inode, which nobody may set; likewise.
     pub changed: i64,
+}
+
+/// What is remembered of a stamp, in two thirds of its size: enough to tell another one from it.
+/// Blocks and times are hashed. Two that differ in these alone are taken for the same with a
+/// chance of 1 in 2^63.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Imprint {
+    /// As in the stamp.
+    pub device: Device,
+    /// As in the stamp.
+    pub inode: u64,
+    /// As in the stamp.
+    pub size: u64,
+    rest: NonZeroU64, // which makes an `Option` of this as small
+}
+
+impl Stamp {
+    /// What there is to remember of it.
+    #[must_use]
+    pub fn imprint(&self) -> Imprint {
+        let mut rest = [0; 24];
+        rest[..8].copy_from_slice(&self.blocks.to_le_bytes());
+        rest[8..16].copy_from_slice(&self.modified.to_le_bytes());
+        rest[16..].copy_from_slice(&self.changed.to_le_bytes());
+        let rest = NonZeroU64::MIN | xxh3_64(&rest);
+        Imprint { device: self.device, inode: self.inode, size: self.size, rest }
+    }
 }
 
 /// A file's extents, and how far they can be relied upon.
@@ -68,4 +99,32 @@ pub enum Sight {
     Unmounted,
     /// The file could not be looked at: why.
     Failed(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_differs_in_a_stamp_differs_in_its_imprint() {
+        let device = Device { major: 253, minor: 0 };
+        let stamp = Stamp { device, inode: 1, size: 2, blocks: 3, modified: 4, changed: 5 };
+        assert_eq!(stamp.imprint(), stamp.imprint());
+        for other in [
+            Stamp { device: Device { minor: 1, ..device }, ..stamp },
+            Stamp { inode: 2, ..stamp },
+            Stamp { size: 3, ..stamp },
+            Stamp { blocks: 4, ..stamp },
+            Stamp { modified: 3, ..stamp },
+            Stamp { changed: 4, ..stamp },
+            Stamp { modified: 5, changed: 4, ..stamp },
+        ] {
+            assert_ne!(other.imprint(), stamp.imprint(), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn none_takes_no_room_of_its_own() {
+        assert_eq!(size_of::<Option<Imprint>>(), 32);
+    }
 }

@@ -12,7 +12,7 @@ use dmfilemapd::group::Mark;
 use dmfilemapd::message::RegionId;
 use dmfilemapd::mode::Mode;
 use dmfilemapd::shape::Limits;
-use dmfilemapd::sight::{Map, Sight, Stamp};
+use dmfilemapd::sight::{Imprint, Map, Sight, Stamp};
 use dmfilemapd::update::{Group, Standing, Updated};
 
 const DEVICE: Device = Device { major: 253, minor: 0 };
@@ -126,10 +126,10 @@ impl Bench {
         }
     }
 
-    fn look(&self, file: FileId, last: Option<Stamp>) -> Sight {
+    fn look(&self, file: FileId, last: Option<Imprint>) -> Sight {
         let blocks = self.extents[&file];
         let stamp = Stamp { device: DEVICE, inode: 1, size: 0, blocks, modified: 0, changed: 0 };
-        if last == Some(stamp) {
+        if last == Some(stamp.imprint()) {
             return Sight::Same;
         }
         let extents = map(blocks);

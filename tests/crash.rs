@@ -461,7 +461,7 @@ impl<'a> Watch<'a> {
         assert!(leader.tail.starts_with(tag.as_bytes()), "{}", leader.line.escape_ascii());
         let dot = if user.is_empty() { "" } else { "." };
         let Group { mark, claim, .. } = updated.group;
-        let user = format!("{user}{dot}fm={:016x}.{:08x}.{claim:08x}.", mark.key, mark.nonce);
+        let user = format!("{user}{dot}fm={:016x}.{:08x}.{claim:08x}.", { mark.key }, mark.nonce);
         assert_eq!(group.user.escape_ascii().to_string(), user);
         let descriptor_len = leader.aux().len() + updated.group.id.to_string().len();
         assert_eq!(updated.descriptor_len, descriptor_len);

@@ -142,6 +142,8 @@ fn what_needs_no_device_mapper_is_described() {
     assert_described("explain", &explain.stdout);
     let value = parse(&explain.stdout);
     assert!(value["path"].as_str().unwrap().ends_with("100%25\u{fc}"), "{value}");
+    let picture = outcome(command(PROGRAM).args(["explain", "--json", "--picture"]).arg(&file));
+    assert_described("explain", &picture.stdout);
 
     let config = format!("[[file]]\npath = \"{}/*\"\nmode = \"path\"\n", folder.path().display());
     fs::write(folder.path().join("config.toml"), config).unwrap();
@@ -173,6 +175,9 @@ fn what_needs_device_mapper_is_described() {
         (&row["created"], &row["made"], &row["pending"]),
         (&3.into(), &true.into(), &false.into())
     );
+    let said = succeed(command(PROGRAM).args(["explain", "--json", "--picture"]).arg(&file));
+    assert_described("explain", &said);
+    assert_eq!(parse(&said)["layout"]["group"]["regions"].as_array().unwrap().len(), 3, "{said}");
     let missing = disk.path("missing");
     assert_eq!(outcome(command(PROGRAM).args(update).arg(missing)).status, Some(1));
 

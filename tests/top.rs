@@ -202,6 +202,29 @@ fn any_signal_ends_it_and_leaves_the_terminal_as_it_was() {
     terminal.assert_is_sane("Ctrl-C");
 }
 
+#[test]
+fn it_ends_with_its_terminal() {
+    if !has_tmux("it_ends_with_its_terminal") {
+        return;
+    }
+    let service = Service::start();
+    let terminal = Terminal::with_top(&service, "gone");
+    terminal.wait_for("rates", |shown| shown.contains("280 KiB"));
+    let pid = fs::read_to_string(service.path("gone")).unwrap();
+    drop(terminal);
+    let begun = Instant::now();
+    loop {
+        // Whoever has to wait for it now may not do so.
+        let stat = fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+        let state = stat.rsplit_once(") ").map_or("Z", |(_, rest)| rest);
+        if state.starts_with('Z') {
+            return;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60), "{stat}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
 fn signal(name: &str, pid: &str) {
     assert!(Path::new("/proc").join(pid).exists());
     assert!(Command::new("kill").args(["-s", name, pid]).status().unwrap().success());

@@ -13,7 +13,9 @@ mod vm;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
+use dmfilemapd::counters::Counters;
 use dmfilemapd::request::{FileTotals, Totals};
 use nix::sys::signal::Signal;
 
@@ -134,6 +136,9 @@ fn totals_are_what_was_read_and_written_on_xfs() {
     }
 }
 
+/// A tick of User-Mode Linux, by which dm-delay may be too early.
+const TICK_NS: f64 = 10e6;
+
 /// What fio says of its only job: bytes, number and mean nanoseconds, for reads and for writes. It
 /// goes by the kernel's clock: its own counts cycles, and is off by a percent where it was
 /// calibrated in haste.
@@ -153,15 +158,113 @@ fn fio(file: &Path, ios: u64) -> [(u64, u64, f64); 2] {
     })
 }
 
-/// fio's own report of three files on devices of known latency, the totals, and dmstats.
+/// What `top --json` has shown of a file so far: reads, bytes read and what each took, in all; and
+/// the same of writes.
+fn shown_by_top(top: &Daemon, file: &Path) -> [(u64, u64, f64); 2] {
+    let said = top.said();
+    let (whole, _) = said.rsplit_once('\n').unwrap_or_default(); // it may be writing the last line
+    let mut sums = [(0.0, 0.0, 0.0); 2];
+    for line in whole.lines() {
+        let interval: serde_json::Value = serde_json::from_str(line).unwrap();
+        let rows = interval["rows"].as_array().unwrap();
+        for row in rows.iter().filter(|row| row["name"] == text(file)) {
+            let count =
+                |field: &str| row[field].as_f64().unwrap() * row["seconds"].as_f64().unwrap();
+            for (sum, (one, bytes, wait)) in sums.iter_mut().zip([
+                ("reads_per_second", "read_bytes_per_second", "read_wait_ns"),
+                ("writes_per_second", "written_bytes_per_second", "write_wait_ns"),
+            ]) {
+                let each = row[wait].as_f64().unwrap_or_default();
+                sum.0 += count(one);
+                sum.1 += count(bytes);
+                sum.2 += count(one) * each;
+            }
+        }
+    }
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // small, and not negative
+    sums.map(|(ios, bytes, time)| (ios.round() as u64, bytes.round() as u64, time))
+}
+
+/// A row of `top --once`, while fio is at work on the file: what it says of reads and of writes.
+fn row_of_top(file: &Path) -> [Shown; 2] {
+    let table = succeed(command(PROGRAM).args(["top", "--once", "--interval", "2s"]));
+    let row = table.lines().find(|line| line.ends_with(text(file))).unwrap();
+    let head = table.lines().next().unwrap();
+    // Every column ends where its head ends.
+    let cell = |name: &str| {
+        let end = head.find(name).unwrap() + name.len();
+        let begin = head[..end - name.len()].trim_end().len();
+        row[begin..end].trim()
+    };
+    let shown = |columns: [&str; 3]| {
+        let [bytes, ios, wait] = columns.map(cell);
+        Shown { bytes: Shown::range(bytes), ios: Shown::range(ios), wait: Shown::range(wait) }
+    };
+    [shown(["READ/s", "r/s", "r_await"]), shown(["WRITE/s", "w/s", "w_await"])]
+}
+
+/// What may be meant by numbers that are shown with few digits, from and to.
+#[derive(Debug)]
+struct Shown {
+    bytes: (f64, f64),
+    ios: (f64, f64),
+    wait: (f64, f64),
+}
+
+impl Shown {
+    /// `1.2 MiB`, `17`, `30.4 ms`: a digit more or less in the last place.
+    fn range(cell: &str) -> (f64, f64) {
+        let (number, unit) = cell.split_once(' ').unwrap_or((cell, ""));
+        let number: f64 = number.parse().unwrap_or_else(|why| panic!("{cell}: {why}"));
+        let digit = if cell.contains('.') { 0.1 } else { 1.0 };
+        let unit = match unit {
+            "" | "B" | "bytes" => 1.0,
+            "KiB" => 1024.0,
+            "MiB" => 1024.0 * 1024.0,
+            "us" => 1e3,
+            "ms" => 1e6,
+            other => panic!("{other}"),
+        };
+        ((number - digit) * unit, (number + digit) * unit)
+    }
+}
+
+/// `top --once` in the midst of I/O of 4 KiB each, against fio's report of the whole of it.
+fn assert_top_says_what_fio_says(file: &Path, delay_ms: u32) {
+    let mut job = Command::new("fio");
+    job.args(["--name=x", "--rw=randrw", "--bs=4k", "--direct=1", "--ioengine=psync"]);
+    job.args(["--size=512k", "--io_size=1g", "--norandommap", "--allow_file_create=0"]);
+    job.args(["--clocksource=clock_gettime", "--output-format=json", "--output=/tmp/fio.json"]);
+    let before = totals_of(file).counters;
+    let mut job = Daemon::start(job.arg(format!("--filename={}", text(file))));
+    wait_until("fio reads and writes", || {
+        let now = totals_of(file).counters;
+        let goes_on = now.reads_completed > before.reads_completed + 1
+            && now.writes_completed > before.writes_completed + 1;
+        if goes_on { Ok(()) } else { Err(format!("{now:?}\n{}", job.said())) }
+    });
+    let shown = row_of_top(file);
+    signal(job.pid(), Signal::SIGINT);
+    job.wait_for_end();
+    let said = fs::read_to_string("/tmp/fio.json").unwrap();
+    let json = &said[said.find('{').unwrap()..];
+    let said: serde_json::Value = serde_json::from_str(json).unwrap();
+    for (way, Shown { bytes, ios, wait }) in ["read", "write"].iter().zip(shown) {
+        assert!(bytes.0 <= 4096.0 * ios.1 && 4096.0 * ios.0 <= bytes.1, "{bytes:?} {ios:?}");
+        let longest = said["jobs"][0][way]["lat_ns"]["max"].as_f64().unwrap();
+        assert!(wait.0 <= longest, "{way}: {wait:?}, of {longest} at most");
+        assert!(wait.1 >= f64::from(delay_ms) * 1e6 - TICK_NS, "{way}: {wait:?}, of {delay_ms} ms");
+    }
+}
+
+/// fio's own report of three files on devices of known latency, the totals, top, and dmstats.
 #[test]
 fn fio_and_dmstats_say_the_same() {
-    const TICK_NS: f64 = 10e6; // of User-Mode Linux, by which dm-delay may be too early
     if !vm::inside("fio_and_dmstats_say_the_same") {
         return;
     }
     let delays = [(0, 0), (1, 30), (2, 60)];
-    let disks = delays.map(|(ramdisk, delay)| Disk::slow(ramdisk, delay));
+    let disks = delays.map(|(ramdisk, delay)| Disk::slow(ramdisk, delay.into()));
     let files = disks.each_ref().map(|disk| disk.path(&format!("on-{}", disk.name)));
     let entries = files.each_ref().map(|file| format!("[[file]]\npath = \"{}\"\n", text(file)));
     for file in &files {
@@ -172,29 +275,50 @@ fn fio_and_dmstats_say_the_same() {
         assert_follows(disk, "at the start", file, &format!("on-{}", disk.name));
     }
     for ((file, disk), (_, delay)) in files.iter().zip(&disks).zip(delays) {
+        let mut top = command(PROGRAM);
+        let top = Daemon::start(top.args(["top", "--json", "--interval", "200ms"]));
+        top.wait_for("\n");
         let before = totals_of(file).counters;
-        let [reads, writes] = fio(file, 64);
+        let reports = fio(file, 64);
         let after = totals_of(file).counters;
-        assert_eq!(after.read_bytes - before.read_bytes, reads.0);
-        assert_eq!(after.written_bytes - before.written_bytes, writes.0);
-        assert_eq!(after.reads_completed - before.reads_completed, reads.1);
-        assert_eq!(after.writes_completed - before.writes_completed, writes.1);
-        let times = [
-            (after.read_time_ns - before.read_time_ns, reads),
-            (after.write_time_ns - before.write_time_ns, writes),
-        ];
-        for (time_ns, (_, count, mean)) in times {
+        let done = after.beyond(&before);
+        assert_eq!((done.read_bytes, done.reads_completed), (reports[0].0, reports[0].1));
+        assert_eq!((done.written_bytes, done.writes_completed), (reports[1].0, reports[1].1));
+        let times = [done.read_time_ns, done.write_time_ns];
+        for (time_ns, (_, count, mean)) in times.into_iter().zip(reports) {
             #[allow(clippy::cast_precision_loss)] // as fio does
-            let (each, delay) = (time_ns as f64 / count as f64, (delay * 1_000_000) as f64);
+            let each = time_ns as f64 / count as f64;
             assert!(each <= mean, "{each} in the kernel, and {mean} for fio");
-            assert!(each >= delay - TICK_NS, "{each}, delayed by {delay}");
+            assert!(each >= f64::from(delay) * 1e6 - TICK_NS, "{each}, delayed by {delay}");
         }
+        assert_top_shows(&top, file, &done);
         let report = "report --noheadings --separator : --nosuffix --units s --group -o \
                       read_sector_count,write_sector_count";
         let said = succeed(dmstats(report).arg(&disk.name));
         let of_dmstats: Vec<u64> =
             said.trim().split(':').map(|word| 512 * word.parse::<u64>().unwrap()).collect();
         assert_eq!(of_dmstats, [after.read_bytes, after.written_bytes], "{said}");
+        assert_top_says_what_fio_says(file, delay);
+    }
+}
+
+/// Waits until `top --json` has shown all of this, and asserts that it shows no more.
+fn assert_top_shows(top: &Daemon, file: &Path, done: &Counters) {
+    let expected = [
+        (done.reads_completed, done.read_bytes, done.read_time_ns),
+        (done.writes_completed, done.written_bytes, done.write_time_ns),
+    ];
+    let shown = wait_until("top has shown it", || {
+        let shown = shown_by_top(top, file);
+        let all = shown.iter().zip(expected).all(|(shown, all)| shown.0 >= all.0);
+        if all { Ok(shown) } else { Err(format!("{shown:?} of {expected:?}")) }
+    });
+    for ((ios, bytes, time_ns), expected) in shown.into_iter().zip(expected) {
+        assert_eq!((ios, bytes), (expected.0, expected.1));
+        #[allow(clippy::cast_precision_loss)] // a few seconds
+        let (count, expected) = (expected.0 as f64, expected.2 as f64);
+        // What each took is told to the nanosecond below.
+        assert!((expected - time_ns).abs() <= count + 1.0, "{time_ns} of {expected}");
     }
 }
 

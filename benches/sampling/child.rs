@@ -197,7 +197,7 @@ fn entry(path: &Arc<Path>) -> std::io::Result<Entry> {
     Ok(Entry {
         reach: Reach {
             mode,
-            path: path.clone(),
+            path: (&**path).into(),
             identity,
             open: Some(open),
             mount: Mount::Unasked,

@@ -80,7 +80,7 @@ impl Host {
         let identity = Identity { inode: metadata.ino(), generation: 0 };
         let file = self.engine.follow(self.now, spec);
         assert_eq!(file.index(), self.reaches.len(), "files are numbered as they come");
-        let (path, mount) = (path.clone(), Mount::Unasked);
+        let (path, mount) = ((&**path).into(), Mount::Unasked);
         self.reaches.push(Some(Reach { mode, path, identity, open, mount }));
         Ok(())
     }

@@ -130,7 +130,7 @@ impl Table {
         self.write(&folder(), arguments.quick)
     }
 
-    /// Likewise to any folder, and prints nothing.
+    /// Writes it to a file in this folder.
     pub fn write(&self, folder: &Path, quick: bool) -> io::Result<()> {
         fs::create_dir_all(folder)?;
         let text = serde_json::to_string_pretty(&self.to_json(quick))?;

@@ -12,6 +12,7 @@ mod metrics;
 mod overrides;
 mod run;
 mod service;
+mod terminal;
 mod top;
 mod totals;
 mod update;

@@ -94,13 +94,16 @@ impl Budget {
 impl Engine {
     /// Regions that the group of a file may have now.
     pub(super) fn max_regions(&self, followed: &Followed) -> u32 {
-        followed.limits.max_regions.min(self.lanes[followed.lane as usize].budget.level())
+        followed.limits().max_regions.min(self.lanes[followed.lane as usize].budget.level())
     }
 
     /// Has the file's group keep to other limits, from now on.
     pub fn set_limits(&mut self, now: Time, file: FileId, limits: Limits) {
-        let Some(followed) = self.followed(file) else { return };
-        if std::mem::replace(&mut followed.limits, limits) != limits {
+        let Some(followed) = self.files.get_mut(file.index()).and_then(Option::as_mut) else {
+            return;
+        };
+        let treatment = self.treatments.of(followed.pace(), limits);
+        if followed.treat(treatment).limits != limits {
             self.do_over(now, file);
             self.weigh(now, file);
         }
@@ -119,7 +122,7 @@ impl Engine {
     /// The file's group needs another number of regions, maybe.
     pub(super) fn weigh(&mut self, now: Time, file: FileId) {
         let Some(followed) = self.followed(file) else { return };
-        let need = followed.extents.max(followed.regions).min(followed.limits.max_regions);
+        let need = followed.extents.max(followed.regions).min(followed.limits().max_regions);
         let before = std::mem::replace(&mut followed.need, need);
         let lane = followed.lane as usize;
         if let Some(level) = self.lanes[lane].budget.change(before, need) {

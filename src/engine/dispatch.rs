@@ -7,6 +7,7 @@ use super::event::{Action, Batch, Look};
 use super::followed::{Followed, Job};
 use super::lane::{Lane, MAPS_MAX, Order, STAMPS_MAX};
 use super::time::Time;
+use super::wheel::ROOM_MAX;
 use super::{Engine, FileId, phase};
 use crate::dm::Device;
 use crate::shape::Limits;
@@ -45,6 +46,7 @@ impl Engine {
                 queue.push_back(file);
             }
         }
+        due.shrink_to(ROOM_MAX);
         self.due = due;
     }
 
@@ -105,6 +107,9 @@ impl Engine {
         let files = lane.stamps.drain(..count);
         let looks =
             looks(now, files, &mut lane.taken, &mut self.files, &mut self.free, self.spare.pop());
+        if lane.stamps.is_empty() {
+            lane.stamps.shrink_to(ROOM_MAX);
+        }
         if !looks.is_empty() {
             lane.stamping = Some(now);
             actions.push(Action::Look(Batch { device: lane.device, maps: None, looks }));
@@ -117,6 +122,9 @@ impl Engine {
         let files = lane.maps.drain(..count);
         let looks =
             looks(now, files, &mut lane.taken, &mut self.files, &mut self.free, self.spare.pop());
+        if lane.maps.is_empty() {
+            lane.maps.shrink_to(ROOM_MAX);
+        }
         let slot = lane.mapping.iter().position(Option::is_none);
         if let Some(slot) = slot.filter(|_| !looks.is_empty()) {
             lane.mapping[slot] = Some(now);
@@ -149,8 +157,8 @@ impl Engine {
     /// What an update of the file is to keep to, where no group may have more regions than `level`.
     fn limit(&mut self, file: FileId, level: u32) -> Limits {
         let Some(followed) = self.followed(file) else { return Limits::NONE };
-        followed.ordered = followed.limits.max_regions.min(level);
-        Limits { max_regions: followed.ordered, ..followed.limits }
+        followed.ordered = followed.limits().max_regions.min(level);
+        Limits { max_regions: followed.ordered, ..followed.limits() }
     }
 
     /// Sweeps the lanes that are due, in one pass over the files.

@@ -6,7 +6,7 @@ use super::{FileId, Report};
 use crate::dm::Device;
 use crate::extent::Extents;
 use crate::shape::Limits;
-use crate::sight::{Sight, Stamp};
+use crate::sight::{Imprint, Sight, Stamp};
 use crate::update::{self, Group, Standing, Updated};
 
 /// A look at one file, and what came of it.
@@ -14,8 +14,8 @@ use crate::update::{self, Group, Standing, Updated};
 pub struct Look {
     /// The file.
     pub file: FileId,
-    /// The stamp of its last map.
-    pub last: Option<Stamp>,
+    /// Of the stamp of its last map.
+    pub last: Option<Imprint>,
     /// What was seen; [`Sight::Same`] until it was looked. Where the map is to be read since the
     /// stamp was seen to be another one, that is what was seen so far.
     pub sight: Sight,

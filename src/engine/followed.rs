@@ -2,14 +2,17 @@
 //!
 //! There may be a hundred thousand of these: what is rare is kept apart, in a box.
 
+use std::mem;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::time::Time;
+use super::time::{Tenths, Time};
+use super::treatment::Treatment;
 use super::{End, Pace, Settings, Spec};
 use crate::extent::Fingerprint;
 use crate::mode::Mode;
 use crate::shape::Limits;
-use crate::sight::Stamp;
+use crate::sight::Imprint;
 use crate::update::Group;
 
 /// Looks at the interval, without anything to see, before the looks become rarer.
@@ -41,27 +44,23 @@ pub(super) struct Followed {
     /// Has been given a moment of the interval of its own.
     pub(super) spread: bool,
     /// Of the last map, until something makes it worthless.
-    pub(super) stamp: Option<Stamp>,
+    pub(super) stamp: Option<Imprint>,
     /// Of the last map.
     pub(super) fingerprint: Option<Fingerprint>,
     pub(super) extents: u32,
     pub(super) sectors: u64,
-    pub(super) shared_sectors: u64,
     /// Whether the group shows that map.
     pub(super) shown: bool,
     /// Members of the group.
     pub(super) regions: u32,
     /// Regions that the group needs, as far as its own limit allows it.
     pub(super) need: u32,
-    pub(super) limits: Limits,
     /// Regions that the last update was to keep to.
     pub(super) ordered: u32,
-    /// What the group shows besides the map, if it does.
-    pub(super) foreign: Option<Box<Foreign>>,
     /// When the group was last made to show another map.
-    pub(super) changed: Time,
-    pub(super) settled: Time,
-    pub(super) full_look: Time,
+    pub(super) changed: Tenths,
+    pub(super) settled: Tenths,
+    pub(super) full_look: Tenths,
     pub(super) pending: bool,
     pub(super) shared: bool,
     pub(super) torn: u8,
@@ -69,12 +68,22 @@ pub(super) struct Followed {
     pub(super) open: bool,
     pub(super) given_up: bool,
     pub(super) warned_long: bool,
-    interval: u32,
-    max_interval: u32,
+    treatment: Arc<Treatment>,
     quiet: u8,
     /// How often the interval has been doubled.
     doubled: u8,
-    pub(super) trouble: Option<Box<Trouble>>,
+    /// Of few files; once there, it stays.
+    rare: Option<Box<Rare>>,
+}
+
+/// What few files have.
+#[derive(Debug, Default)]
+struct Rare {
+    /// Sectors of the last map that are shared.
+    shared_sectors: u64,
+    /// What the group shows besides the map, if it does.
+    foreign: Option<Foreign>,
+    trouble: Option<Trouble>,
 }
 
 /// What a group counts that its file does not have.
@@ -96,8 +105,14 @@ pub(super) struct Trouble {
 }
 
 impl Followed {
-    pub(super) fn new(now: Time, spec: &Spec, lane: u32, settings: &Settings) -> Followed {
-        let mut followed = Followed {
+    pub(super) fn new(
+        now: Time,
+        spec: &Spec,
+        treatment: Arc<Treatment>,
+        lane: u32,
+        settings: &Settings,
+    ) -> Followed {
+        Followed {
             mode: spec.mode,
             lane,
             group: spec.group,
@@ -111,37 +126,37 @@ impl Followed {
             fingerprint: None,
             extents: 0,
             sectors: 0,
-            shared_sectors: 0,
             shown: false,
             regions: 0,
             need: 0,
-            limits: spec.limits,
             ordered: spec.limits.max_regions,
-            foreign: None,
-            changed: Time::ZERO,
-            settled: now + settings.settle,
-            full_look: now,
+            changed: Tenths::ZERO,
+            settled: Tenths::from(now + settings.settle),
+            full_look: Tenths::until(now),
             pending: false,
             shared: false,
             torn: 0,
             open: true,
             given_up: false,
             warned_long: false,
-            interval: 0,
-            max_interval: 0,
+            treatment,
             quiet: 0,
             doubled: 0,
-            trouble: None,
-        };
-        followed.set_pace(spec.pace);
-        followed
+            rare: None,
+        }
     }
 
-    pub(super) fn set_pace(&mut self, pace: Pace) {
-        let milliseconds = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
-        self.interval = milliseconds(pace.interval).max(1);
-        self.max_interval = milliseconds(pace.max_interval).max(self.interval);
-        self.be_quick();
+    /// Has it treated in another way. Gives how it was before.
+    pub(super) fn treat(&mut self, treatment: Arc<Treatment>) -> Arc<Treatment> {
+        mem::replace(&mut self.treatment, treatment)
+    }
+
+    pub(super) fn limits(&self) -> Limits {
+        self.treatment.limits
+    }
+
+    pub(super) fn pace(&self) -> Pace {
+        self.treatment.pace()
     }
 
     pub(super) fn map_due(&self, now: Time) -> bool {
@@ -149,29 +164,35 @@ impl Followed {
             || self.pending
             || self.shared
             || self.restless
-            || now < self.settled
-            || now >= self.full_look
+            || now < self.settled.time()
+            || now >= self.full_look.time()
     }
 
     /// Whether the map is likely to be read at the next look.
     pub(super) fn is_hot(&self, now: Time) -> bool {
-        self.stamp.is_none() || self.pending || now < self.settled
+        self.stamp.is_none() || self.pending || now < self.settled.time()
     }
 
     /// The time between two looks, as things are.
     pub(super) fn interval(&self) -> Duration {
-        let milliseconds = u64::from(self.interval) << self.doubled;
-        Duration::from_millis(milliseconds.min(self.max_interval.into()))
+        let milliseconds = self.longer();
+        Duration::from_millis(milliseconds.min(self.treatment.max_interval.into()))
+    }
+
+    /// The interval, as often doubled as it was, in milliseconds.
+    fn longer(&self) -> u64 {
+        u64::from(self.treatment.interval) << self.doubled
     }
 
     /// Whether it is looked at as seldom as is allowed, and that is more seldom than at first.
     pub(super) fn is_idle(&self) -> bool {
-        self.doubled > 0 && u64::from(self.interval) << self.doubled >= self.max_interval.into()
+        self.doubled > 0 && self.longer() >= self.treatment.max_interval.into()
     }
 
     /// There was nothing to see, once more. Gives whether the interval has become longer by it.
     pub(super) fn rest(&mut self, now: Time) -> bool {
-        if self.is_hot(now) || self.restless || self.max_interval == self.interval {
+        let Treatment { interval, max_interval, .. } = *self.treatment;
+        if self.is_hot(now) || self.restless || max_interval == interval {
             return false;
         }
         self.quiet = self.quiet.saturating_add(1);
@@ -188,21 +209,59 @@ impl Followed {
         self.doubled = 0;
     }
 
+    /// What is wrong with it, something or nothing.
     pub(super) fn trouble(&mut self) -> &mut Trouble {
-        self.trouble.get_or_insert_default()
+        self.rare.get_or_insert_default().trouble.get_or_insert_default()
+    }
+
+    /// What is wrong with it, if something is.
+    pub(super) fn has_trouble(&self) -> Option<&Trouble> {
+        self.rare.as_ref()?.trouble.as_ref()
+    }
+
+    /// It is there.
+    pub(super) fn is_there(&mut self) {
+        if let Some(trouble) = self.rare.as_mut().and_then(|rare| rare.trouble.as_mut()) {
+            trouble.absent_since = None;
+        }
+    }
+
+    /// Nothing is wrong with it any more, unless it is to be let go. Gives what was.
+    pub(super) fn recover(&mut self) -> Option<Trouble> {
+        self.rare.as_mut()?.trouble.take_if(|trouble| trouble.end.is_none())
+    }
+
+    pub(super) fn shared_sectors(&self) -> u64 {
+        self.rare.as_ref().map_or(0, |rare| rare.shared_sectors)
+    }
+
+    pub(super) fn set_shared_sectors(&mut self, sectors: u64) {
+        if self.shared_sectors() != sectors {
+            self.rare.get_or_insert_default().shared_sectors = sectors;
+        }
+    }
+
+    pub(super) fn foreign(&self) -> Option<Foreign> {
+        self.rare.as_ref()?.foreign
+    }
+
+    pub(super) fn set_foreign(&mut self, foreign: Option<Foreign>) {
+        if self.foreign() != foreign {
+            self.rare.get_or_insert_default().foreign = foreign;
+        }
     }
 
     /// Of what the group counts, if it shows the last map.
     pub(super) fn cover(&self) -> Option<Fingerprint> {
-        self.foreign.as_ref().map_or(self.fingerprint, |foreign| Some(foreign.fingerprint))
+        self.foreign().map_or(self.fingerprint, |foreign| Some(foreign.fingerprint))
     }
 
     pub(super) fn end(&self) -> Option<&End> {
-        self.trouble.as_ref()?.end.as_ref()
+        self.has_trouble()?.end.as_ref()
     }
 
     pub(super) fn failures(&self) -> u32 {
-        self.trouble.as_ref().map_or(0, |trouble| trouble.failures)
+        self.has_trouble().map_or(0, |trouble| trouble.failures)
     }
 }
 
@@ -211,7 +270,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hundred_thousand_files_fit_in_some_24_mb() {
-        assert!(size_of::<Followed>() <= 240, "{}", size_of::<Followed>());
+    fn a_hundred_thousand_files_fit_in_some_16_mb() {
+        assert!(size_of::<Followed>() <= 160, "{}", size_of::<Followed>());
     }
 }

@@ -5,7 +5,7 @@ use std::mem;
 use super::event::{Action, Batch, Look};
 use super::followed::Job;
 use super::lane::Order;
-use super::time::Time;
+use super::time::{Tenths, Time};
 use super::{ABSENCE_LOOK, End, Engine, FileId, TORN_MAX, phase};
 use crate::extent::Extents;
 use crate::mode::Mode;
@@ -46,9 +46,7 @@ impl Engine {
             return self.end(now, file, end, actions); // decided while it was looked at
         }
         if !matches!(sight, Sight::Absent { .. }) {
-            if let Some(trouble) = &mut followed.trouble {
-                trouble.absent_since = None;
-            }
+            followed.is_there();
         }
         match sight {
             Sight::Same => {
@@ -97,21 +95,22 @@ impl Engine {
         let settings = self.settings;
         let Some(followed) = self.files[file.index()].as_mut() else { return };
         if stamp.device != self.lanes[followed.lane as usize].device {
-            let found = format!("the file at the path lies on another device, {}", stamp.device);
-            return self.end(now, file, End::Absent(found), actions);
+            return self.end(now, file, End::Elsewhere(stamp.device), actions);
         }
-        let same_stamp = followed.stamp == Some(stamp);
+        let imprint = stamp.imprint();
+        let same_stamp = followed.stamp == Some(imprint);
         if !same_stamp {
-            followed.settled = now + settings.settle;
+            followed.settled = Tenths::from(now + settings.settle);
         }
         followed.open = followed.mode == Mode::Path;
-        followed.stamp = Some(stamp);
+        followed.stamp = Some(imprint);
         followed.pending = map.pending;
         followed.shared |= map.shared;
-        followed.shared_sectors = map.shared_sectors;
+        followed.set_shared_sectors(map.shared_sectors);
         // Files that were read at the same moment are not all read again at the same moment.
         let spread = settings.full_look.mul_f64(0.2 * phase(file));
-        followed.full_look = now + settings.full_look.saturating_sub(spread);
+        let due = now + settings.full_look.saturating_sub(spread);
+        followed.full_look = Tenths::until(due);
         followed.torn = if map.torn { followed.torn.saturating_add(1) } else { 0 };
         if (1..TORN_MAX).contains(&followed.torn) {
             followed.stamp = None;
@@ -137,7 +136,7 @@ impl Engine {
     ) {
         let Some(followed) = self.files[file.index()].as_mut() else { return };
         if followed.shown || followed.given_up {
-            if followed.open && now >= followed.settled {
+            if followed.open && now >= followed.settled.time() {
                 self.close(file, actions); // idle, though its map is read at every look
             }
             return self.worked(now, file, same_stamp, actions);

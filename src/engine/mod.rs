@@ -38,6 +38,7 @@ mod reads;
 mod report;
 mod status;
 mod time;
+mod treatment;
 mod wheel;
 
 use std::collections::BTreeMap;
@@ -56,6 +57,7 @@ pub use lane::{MAPPING_MAX, MAPS_MAX, STAMPS_MAX};
 pub use report::{End, Report};
 pub use status::{DeviceStatus, FileStatus, State};
 pub use time::Time;
+use treatment::Treatments;
 use wheel::Wheel;
 
 /// What holds for all files.
@@ -182,6 +184,7 @@ pub struct Engine {
     /// Indices of `files` that may be given out.
     free: Vec<FileId>,
     followed: usize,
+    treatments: Treatments,
     wheel: Wheel,
     due: Vec<FileId>,
     lanes: Vec<Lane>,
@@ -199,6 +202,7 @@ impl Engine {
             files: Vec::new(),
             free: Vec::new(),
             followed: 0,
+            treatments: Treatments::default(),
             wheel: Wheel::new(),
             due: Vec::new(),
             lanes: Vec::new(),
@@ -212,7 +216,8 @@ impl Engine {
     pub fn follow(&mut self, now: Time, spec: Spec) -> FileId {
         let lane = self.lane(now, spec.device);
         self.lanes[lane as usize].files += 1;
-        let followed = Some(Followed::new(now, &spec, lane, &self.settings));
+        let treatment = self.treatments.of(spec.pace, spec.limits);
+        let followed = Some(Followed::new(now, &spec, treatment, lane, &self.settings));
         let file = self.free.pop().unwrap_or_else(|| {
             if self.files.len() == self.files.capacity() {
                 // An eighth more, not twice as much: what is left over is not used for long.
@@ -277,8 +282,11 @@ impl Engine {
 
     /// Has the file looked at in another pace from its last look on.
     pub fn set_pace(&mut self, file: FileId, pace: Pace) {
-        let Some(followed) = self.followed(file) else { return };
-        followed.set_pace(pace);
+        let Some(followed) = self.files.get_mut(file.index()).and_then(Option::as_mut) else {
+            return;
+        };
+        followed.treat(self.treatments.of(pace, followed.limits()));
+        followed.be_quick();
         let due = followed.looked + pace.interval;
         if followed.job == Job::None && due < followed.due {
             self.plan(file, due);
@@ -356,7 +364,7 @@ impl Engine {
     /// Nothing is wrong with the file: looks at it again when it is its turn.
     fn worked(&mut self, now: Time, file: FileId, quiet: bool, actions: &mut Vec<Action>) {
         let Some(followed) = self.followed(file) else { return };
-        if let Some(trouble) = followed.trouble.take_if(|trouble| trouble.end.is_none()) {
+        if let Some(trouble) = followed.recover() {
             if trouble.failing.is_some() {
                 actions.push(Action::Report(file, Report::Recovered));
             }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::event::{Action, Sweep};
 use super::followed::{Foreign, Job};
-use super::time::Time;
+use super::time::{Tenths, Time};
 use super::{End, Engine, FileId, Report, SWEEP_MAX, SWEEP_SHARE};
 use crate::dm::Device;
 use crate::group::REWRITE_MAX;
@@ -52,10 +52,10 @@ impl Engine {
         followed.regions = u32::try_from(updated.members).unwrap_or(u32::MAX);
         let regions = u64::from(followed.regions);
         let fingerprint = updated.fingerprint;
-        followed.foreign =
-            (foreign > 0).then(|| Box::new(Foreign { sectors: foreign, fingerprint }));
+        let foreign = (foreign > 0).then_some(Foreign { sectors: foreign, fingerprint });
+        followed.set_foreign(foreign);
         if before.is_none() || updated.created + updated.deleted > 0 {
-            followed.changed = now;
+            followed.changed = Tenths::from(now);
             actions.push(Action::Report(file, Report::Updated(updated)));
         }
         if let Some(before) = before.filter(|before| before.id != id) {

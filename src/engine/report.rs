@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::dm::Device;
 use crate::message::RegionId;
 use crate::update::Updated;
 
@@ -31,6 +32,8 @@ pub enum End {
     Unused,
     /// There is nothing to follow at its path: what was found.
     Absent(String),
+    /// The file at its path lies on another device, this one.
+    Elsewhere(Device),
     /// Its filesystem is not mounted any more where the file was found. The group stays: it is the
     /// file's that comes back with the filesystem.
     Unmounted,
@@ -78,6 +81,9 @@ impl fmt::Display for End {
         match self {
             End::Unused => f.write_str("let go: it is unlinked and nobody has it open"),
             End::Absent(found) => write!(f, "let go: {found}"),
+            End::Elsewhere(device) => {
+                write!(f, "let go: the file at the path lies on another device, {device}")
+            }
             End::Unmounted => f.write_str(
                 "let go: its filesystem is not mounted any more; the group stays on its device",
             ),

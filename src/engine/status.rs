@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::followed::{Followed, Job};
 use super::lane::Lane;
-use super::time::Time;
+use super::time::{Tenths, Time};
 use super::{Engine, FileId};
 use crate::dm::Device;
 use crate::message::RegionId;
@@ -118,7 +118,7 @@ impl Engine {
     /// How a file is doing at `now`; `None` if it is not followed.
     pub fn file_status(&self, now: Time, file: FileId) -> Option<FileStatus<'_>> {
         let followed = self.files.get(file.index())?.as_ref()?;
-        let trouble = followed.trouble.as_deref();
+        let trouble = followed.has_trouble();
         Some(FileStatus {
             file,
             mode: followed.mode,
@@ -127,13 +127,13 @@ impl Engine {
             regions: followed.regions,
             extents: followed.extents,
             sectors: followed.sectors,
-            shared_sectors: followed.shared_sectors,
+            shared_sectors: followed.shared_sectors(),
             inode: followed.stamp.map(|stamp| stamp.inode),
-            foreign_sectors: followed.foreign.as_ref().map_or(0, |foreign| foreign.sectors),
+            foreign_sectors: followed.foreign().map_or(0, |foreign| foreign.sectors),
             max_regions: self.max_regions(followed),
             size: followed.stamp.map(|stamp| stamp.size),
             state: state(followed),
-            changed: (followed.changed > Time::ZERO).then_some(followed.changed),
+            changed: (followed.changed > Tenths::ZERO).then(|| followed.changed.time()),
             failing: trouble.and_then(|trouble| trouble.failing.as_deref()),
             lag: if followed.parked { Duration::ZERO } else { now.since(followed.due) },
             interval: followed.interval(),
@@ -153,7 +153,7 @@ impl Engine {
 }
 
 fn state(followed: &Followed) -> State {
-    let trouble = followed.trouble.as_deref();
+    let trouble = followed.has_trouble();
     match followed {
         _ if trouble.is_some_and(|trouble| trouble.end.is_some()) => State::Ending,
         _ if trouble.is_some_and(|trouble| trouble.failing.is_some()) => State::Failing,

@@ -56,3 +56,46 @@ impl AddAssign<Duration> for Time {
         *self = *self + later;
     }
 }
+
+/// A moment to the tenth of a second, in half the size of a [`Time`]; enough for 13 years, and then
+/// it is always that moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Tenths(u32);
+
+/// Nanoseconds in a tenth of a second.
+const TENTH: u64 = 100_000_000;
+
+impl Tenths {
+    pub(super) const ZERO: Tenths = Tenths(0);
+
+    /// The last one until `time`.
+    pub(super) fn until(time: Time) -> Tenths {
+        Tenths(u32::try_from(time.0 / TENTH).unwrap_or(u32::MAX))
+    }
+
+    /// The first one from `time` on.
+    pub(super) fn from(time: Time) -> Tenths {
+        Tenths(u32::try_from(time.0.div_ceil(TENTH)).unwrap_or(u32::MAX))
+    }
+
+    pub(super) fn time(self) -> Time {
+        Time(u64::from(self.0) * TENTH)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tenths_lie_on_the_side_that_is_asked_for() {
+        let time = |milliseconds| Time::from(Duration::from_millis(milliseconds));
+        for (at, until, from) in [(0, 0, 0), (1, 0, 100), (100, 100, 100), (199, 100, 200)] {
+            assert_eq!(Tenths::until(time(at)).time(), time(until));
+            assert_eq!(Tenths::from(time(at)).time(), time(from));
+        }
+        let years = Time::from(Duration::from_secs(20 * 365 * 86_400));
+        assert!(Tenths::from(years).time() > time(13 * 365 * 86_400_000));
+        assert_eq!(Tenths::until(years), Tenths::from(years));
+    }
+}

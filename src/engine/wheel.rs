@@ -14,6 +14,10 @@ const TICK: u64 = 4_000_000;
 
 /// Slots: what is due later than this many ticks from now goes around more than once.
 const SLOTS: usize = 1024;
+/// Files that there is room for in a list which is empty, at the most. All may be due at the same
+/// moment when they are new, and never again.
+pub(super) const ROOM_MAX: usize = 4096;
+
 const WORD: usize = u64::BITS as usize;
 
 /// Which files are due when. It remembers in which slot a file is and not when the file is due:
@@ -23,8 +27,8 @@ pub(super) struct Wheel {
     slots: Vec<Vec<FileId>>,
     /// Which slots hold something, by bit.
     occupied: [u64; SLOTS / WORD],
-    /// Lists of slots that were emptied, for their room. In time every slot holds many files, but
-    /// few do at the same time.
+    /// Lists of slots that were emptied, for their room: twice what they held. In time every slot
+    /// holds many files, but few do at the same time.
     spare: Vec<Vec<FileId>>,
     /// The tick whose slot is to be emptied next.
     next: u64,
@@ -74,7 +78,9 @@ impl Wheel {
             let slot = slot(tick);
             if self.is_occupied(slot) {
                 let mut files = mem::take(&mut self.slots[slot]);
+                let count = files.len();
                 due.append(&mut files);
+                files.shrink_to((2 * count).min(ROOM_MAX));
                 self.spare.push(files);
                 self.occupied[slot / WORD] &= !(1 << (slot % WORD));
             }
@@ -163,6 +169,14 @@ mod tests {
         }
         let room = wheel.slots.iter().chain(&wheel.spare).map(Vec::capacity).sum::<usize>();
         assert!(room <= 128, "{room}");
+    }
+
+    #[test]
+    fn room_for_all_files_at_once_is_not_kept() {
+        let mut wheel = Wheel::new();
+        (0..100_000).for_each(|file| wheel.put(at(0), FileId(file)));
+        wheel.take(at(0), &mut Vec::new());
+        assert!(wheel.spare[0].capacity() <= ROOM_MAX);
     }
 
     #[test]

@@ -481,12 +481,23 @@ impl fmt::Debug for Control {
 /// Whether I/O of the device is in flight, which is what a `@stats_create` waits for. Then it is
 /// worth a process of its own: some 50 us, where the create takes milliseconds.
 ///
+/// If that cannot be known it counts as busy, which kernels before 6.5 leave no choice in: their
+/// device-mapper says that it accounts for nothing, and does.
+fn is_busy(device: Device) -> bool {
+    let read = |name| fs::read_to_string(format!("/sys/dev/block/{device}/{name}")).ok();
+    !is_idle(read("queue/iostats").as_deref(), read("inflight").as_deref())
+}
+
+/// What `queue/iostats` and `inflight` of the device say: where I/O is not accounted for, none
+/// seems to be in flight, however much there is.
+///
 /// ```text
+/// 1
 ///        0        1
 /// ```
-fn is_busy(device: Device) -> bool {
-    let inflight = fs::read_to_string(format!("/sys/dev/block/{device}/inflight"));
-    inflight.map_or(true, |counts| counts.split_ascii_whitespace().any(|count| count != "0"))
+fn is_idle(iostats: Option<&str>, inflight: Option<&str>) -> bool {
+    let mut counts = inflight.unwrap_or("?").split_ascii_whitespace();
+    iostats.is_some_and(|iostats| iostats.trim() == "1") && counts.all(|count| count == "0")
 }
 
 fn kind_of(turn: Turn) -> libc::c_int {
@@ -671,6 +682,16 @@ mod tests {
             assert_eq!(bytes[..len], text);
             assert_eq!(bytes[len], 0);
         }
+    }
+
+    #[test]
+    fn a_device_is_idle_only_if_its_io_is_accounted_for_and_none_is_in_flight() {
+        let none = Some("       0        0\n");
+        assert!(is_idle(Some("1\n"), none));
+        assert!(!is_idle(Some("1\n"), Some("       0        1\n")));
+        assert!(!is_idle(Some("0\n"), none), "nothing is accounted for");
+        assert!(!is_idle(Some("2\n"), none), "a way to account for it that is not known");
+        assert!(!is_idle(None, none) && !is_idle(Some("1\n"), None), "nobody knows");
     }
 
     #[test]

@@ -31,12 +31,15 @@ pub fn raise_descriptor_limit() -> usize {
 }
 
 /// Has all threads allocate from one heap. Otherwise the C library has one for each of them, and
-/// what is free at the end of such a heap is never given back by [`give_back_memory`].
+/// what is free at the end of such a heap is never given back by [`give_back_memory`]. What is
+/// large gets pages of its own, as it does at first: the C library would stop that once it has seen
+/// such a piece freed, and a table that grows would leave a hole in the heap each time.
 pub fn share_one_heap() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: it sets a number that the C library reads when a thread first allocates.
+    // SAFETY: it sets numbers that the C library reads when it allocates, under a lock of its own.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 128 * 1024);
     }
 }
 

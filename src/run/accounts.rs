@@ -57,8 +57,9 @@ impl Run {
             return;
         }
         followed.on_grid = if made { OnGrid::Yes } else { OnGrid::No };
-        if let (Some(books), Some(holder), true) = (&mut self.books, &followed.holder, made) {
-            books.ledger.set_on_grid(holder, true, unix_time().as_secs());
+        let Some(books) = self.books.as_mut().filter(|_| made) else { return };
+        if let Some(holder) = followed.holder(&books.known) {
+            books.ledger.set_on_grid(&holder, true, unix_time().as_secs());
         }
     }
 
@@ -111,7 +112,7 @@ impl Run {
         self.followed_on(device).filter_map(|file| {
             let followed = &self.files[file.index()];
             let was = followed.on_grid;
-            Some((file, followed.holder.clone()?, was == OnGrid::Yes))
+            Some((file, self.holder(file)?, was == OnGrid::Yes))
                 .filter(|_| matches!(was, OnGrid::Soon | OnGrid::Yes))
         })
     }
@@ -119,16 +120,16 @@ impl Run {
     /// Gives their shares to these files, and to those that are not followed any more what they had
     /// left.
     pub(super) fn share(&mut self, round: &Round, takers: &HashSet<FileId>) {
-        let now = self.now();
+        let save = self.now() + if round.created > 0 { SAVE_SOON } else { SAVE };
         let Some(books) = &mut self.books else { return };
         for (file, holder, share) in &round.shares {
-            let same = self.files[file.index()].holder.as_ref() == Some(holder);
+            let same = self.files[file.index()].holder(&books.known).as_ref() == Some(holder);
             let followed = same && self.engine.follows(*file);
             if !followed || takers.contains(file) {
                 books.ledger.share(holder, share);
             }
         }
-        books.save_by(now + if round.created > 0 { SAVE_SOON } else { SAVE });
+        books.save_by(save);
     }
 
     /// Nothing of this device is counted by a grid from here on.
@@ -138,8 +139,9 @@ impl Run {
         for file in files {
             let followed = &mut self.files[file.index()];
             followed.on_grid = OnGrid::No;
-            if let (Some(books), Some(holder)) = (&mut self.books, &followed.holder) {
-                books.ledger.set_on_grid(holder, false, unix);
+            let Some(books) = &mut self.books else { continue };
+            if let Some(holder) = followed.holder(&books.known) {
+                books.ledger.set_on_grid(&holder, false, unix);
             }
         }
     }

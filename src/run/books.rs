@@ -12,11 +12,12 @@ use super::grids::Grids;
 use super::jobs::{Did, News, Pass};
 use super::scan::{By, Errand, Finding};
 use super::service::Claimed;
+use super::stat::Stat;
 use super::state::StateFile;
 use super::{Answer, Run};
 use crate::counters::Reading;
 use crate::dm::{Device, Label};
-use crate::engine::{End, Event, FileId, Look, Report, Spec, Time};
+use crate::engine::{End, Event, FileId, Look, Report, Time};
 use crate::grid::saved::SavedGrid;
 use crate::group::Mark;
 use crate::home::label;
@@ -46,6 +47,8 @@ pub(super) struct Books {
     pub(super) ledger: Ledger,
     /// By what the devices are known in the ledger.
     names: HashMap<Device, Arc<str>>,
+    /// All of these there have been since the start.
+    pub(super) known: Vec<Arc<str>>,
     pub(super) devices: HashMap<Device, Seen>,
     waiting: Vec<Waiting>,
     /// Devices whose last reading the end waits for.
@@ -66,11 +69,30 @@ pub(super) struct Books {
     pub(super) resets: u64,
 }
 
+/// A [`Holder`] in half its size.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Owner {
+    /// Of the mark.
+    pub(super) key: u64,
+    /// Its name's place among those that are known.
+    device: u32,
+    /// Whether the account is that of one group alone.
+    of_group: bool,
+}
+
+impl Owner {
+    /// As the ledger knows it. The nonce is that of the group's mark.
+    pub(super) fn holder(self, nonce: u32, known: &[Arc<str>]) -> Holder {
+        let device = known[self.device as usize].clone();
+        Holder { device, key: self.key, nonce: self.of_group.then_some(nonce) }
+    }
+}
+
 /// What the last reading of a device gave.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
-    /// Its statistics just before.
-    stat: Option<String>,
+    /// Its own statistics just before.
+    stat: Option<Stat>,
     /// What it has counted as a whole, just after.
     pub(super) whole: Option<Reading>,
     /// When, in seconds since 1970.
@@ -132,13 +154,16 @@ impl Books {
 
     /// Whose account that of a file is to be. A group that came with its file has an account of its
     /// own.
-    pub(super) fn holder(&self, device: Device, mark: Mark, by: By) -> Holder {
+    fn owner(&mut self, device: Device, mark: Mark, by: By) -> Owner {
         let device = self.name_of(device);
-        let nonce = match by {
-            By::Rule | By::Request => None,
-            By::HandOver(_) | By::Foreground => Some(mark.nonce),
-        };
-        Holder { device, key: mark.key, nonce }
+        let known = self.known.iter().position(|known| *known == device);
+        let at = known.unwrap_or_else(|| {
+            self.known.push(device);
+            self.known.len() - 1
+        });
+        let device = u32::try_from(at).expect("memory for 2^32 names");
+        let of_group = matches!(by, By::HandOver(_) | By::Foreground);
+        Owner { key: mark.key, device, of_group }
     }
 
     /// By what a device is known in the ledger.
@@ -164,7 +189,7 @@ impl Books {
     }
 
     /// Statistics of the device just before its last reading.
-    pub(super) fn stat(&self, device: Device) -> Option<String> {
+    pub(super) fn stat(&self, device: Device) -> Option<Stat> {
         self.devices.get(&device)?.stat.clone()
     }
 
@@ -200,19 +225,23 @@ impl Run {
     /// Whose account that of a file is to be that is followed from now on.
     pub(super) fn open_account(
         &mut self,
-        spec: &Spec,
+        device: Device,
         mark: Mark,
         claimed: Option<&Claimed>,
-    ) -> Option<Holder> {
-        let device = spec.device;
+    ) -> Option<Owner> {
         let books = self.books.as_mut()?;
         if self.engine.device_statuses().all(|known| known.device != device) {
             books.meet(device);
         }
-        let mark = spec.group.map_or(mark, |group| group.mark);
-        let holder = books.holder(device, mark, claimed?.by);
-        books.ledger.follow(&holder);
-        Some(holder)
+        let owner = books.owner(device, mark, claimed?.by);
+        books.ledger.follow(&owner.holder(mark.nonce, &books.known));
+        Some(owner)
+    }
+
+    /// Whose account that of a followed file is.
+    pub(super) fn holder(&self, file: FileId) -> Option<Holder> {
+        let known = &self.books.as_ref()?.known;
+        self.files[file.index()].holder(known)
     }
 
     /// An order was carried out: takes what was counted, and gives the engine the outcome.
@@ -224,7 +253,8 @@ impl Run {
                     add(&mut books.updates, took);
                     books.errors.updates += u64::from(outcome.is_err());
                     if let Some(seen) = books.devices.get_mut(device) {
-                        seen.stat = None; // there is something to read that was not there before
+                        // There is something to read that was not there before.
+                        seen.stat.iter_mut().for_each(Stat::is_not_all);
                     }
                 }
                 Event::Removed(_, _, outcome) => {
@@ -244,7 +274,7 @@ impl Run {
 
     fn passed(&mut self, file: FileId, passage: &Passage) {
         let now = self.now();
-        let Some(holder) = self.files[file.index()].holder.clone() else { return };
+        let Some(holder) = self.holder(file) else { return };
         let Some(books) = &mut self.books else { return };
         books.ledger.pass(&holder, passage, unix_time().as_secs());
         let ended = |passing: &Passing| match passing {
@@ -283,9 +313,9 @@ impl Run {
         for (file, group, tally) in tallies {
             // The number may be another file's by now.
             let same = self.engine.group(file).is_some_and(|now| now.mark == group.mark);
-            let holder = self.files[file.index()].holder.as_ref().filter(|_| same);
+            let holder = self.files[file.index()].holder(&books.known).filter(|_| same);
             if let Some(holder) = holder {
-                resets += books.ledger.absorb(holder, group.mark, &tally, clock.as_secs());
+                resets += books.ledger.absorb(&holder, group.mark, &tally, clock.as_secs());
             }
         }
         books.resets += resets;
@@ -315,8 +345,8 @@ impl Run {
             Report::Updated(updated) => books.remapped(updated),
             Report::LetGo(end) => {
                 let may_come_back = *end != End::Unused; // an inode that nobody can open again
-                if let Some(holder) = &self.files[file.index()].holder {
-                    books.ledger.let_go(holder, unix_time().as_secs(), may_come_back);
+                if let Some(holder) = self.files[file.index()].holder(&books.known) {
+                    books.ledger.let_go(&holder, unix_time().as_secs(), may_come_back);
                 }
             }
             _ => {}

@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::os::fd::RawFd;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use log::{debug, warn};
@@ -31,10 +30,11 @@ use crate::kernel::fiemap::Pages;
 use crate::kernel::fsmap;
 use crate::ledger::Holder;
 use crate::mode::Mode;
+use crate::paths::SharedPath;
 use crate::place::Filesystem;
 use crate::request::GridTotals;
 use crate::sample::{self, Identity, Mount, Reach};
-use crate::sight::{Sight, Stamp};
+use crate::sight::{Imprint, Sight, Stamp};
 use crate::update::Error;
 
 /// Areas that a filesystem is asked about in one round: what of them is free.
@@ -48,7 +48,7 @@ const REST: Duration = Duration::from_secs(60);
 pub(super) struct Enlisted {
     pub(super) file: FileId,
     pub(super) holder: Holder,
-    pub(super) path: Arc<Path>,
+    pub(super) path: SharedPath,
     /// Not known while somebody is looking at it; then it has to wait if it is new.
     pub(super) by: Option<By>,
 }
@@ -121,6 +121,8 @@ pub(super) struct Clerk {
     numbers: u32,
     /// Whether a map or the grid has changed since the grid was last planned.
     moved: bool,
+    /// Files of which the grid had not all sectors when it was last planned.
+    uncovered: Vec<FileId>,
     /// When the last reading was begun.
     read: Option<SystemTime>,
     rounds: u64,
@@ -133,7 +135,7 @@ struct Member {
     holder: Holder,
     reach: Reach,
     descriptor: Option<RawFd>,
-    stamp: Option<Stamp>,
+    stamp: Option<Imprint>,
     /// When the stamp was another one, and when the map was read.
     changed: Instant,
     mapped: Instant,
@@ -162,6 +164,7 @@ impl Clerk {
             handed_over: Vec::new(),
             numbers: 0,
             moved: true,
+            uncovered: Vec::new(),
             read: None,
             rounds: 0,
             pages: Pages::default(),
@@ -217,8 +220,8 @@ impl Clerk {
         round.others = shares.others;
         round.shares = self.name(shares);
         self.leaving.clear();
-        round.uncovered = self.uncovered();
         self.plan();
+        round.uncovered = [&*self.uncovered, &*self.unknown].concat();
         self.rounds += 1;
         round.cost = processor_time().saturating_sub(start);
         Ok(round)
@@ -311,7 +314,7 @@ impl Clerk {
         }
     }
 
-    fn member(&mut self, holder: Holder, path: Arc<Path>, by: By) -> Member {
+    fn member(&mut self, holder: Holder, path: SharedPath, by: By) -> Member {
         let By { mode, identity, descriptor } = by;
         let reach = Reach { mode, path, identity, open: None, mount: Mount::Unasked };
         self.numbers = self.numbers.wrapping_add(1);
@@ -350,11 +353,12 @@ impl Clerk {
         }
     }
 
-    /// Says how the grid is to be changed next.
+    /// Says what the grid has not, and how it is to be changed next.
     fn plan(&mut self) {
         if !std::mem::take(&mut self.moved) {
             return;
         }
+        self.uncovered = self.uncovered();
         let Some(grid) = &self.grid else { return };
         let maps: Vec<&Extents> = self.owners.maps().map(|(_, map)| map).collect();
         self.change = revise(&grid.patches(), sectors(self.device), &maps, &self.manner.limits);
@@ -430,6 +434,7 @@ impl Clerk {
         shares.files.into_iter().filter_map(named).collect()
     }
 
+    /// Members of which the grid has not all sectors. All maps are compared with it.
     fn uncovered(&self) -> Vec<FileId> {
         let patches = self.grid.as_ref().map(Grid::patches).unwrap_or_default();
         let taken: Extents = patches.iter().map(|patch| patch.extent).collect();
@@ -438,8 +443,7 @@ impl Clerk {
             let map = maps.get(&member.number);
             !taken.is_empty() && map.is_some_and(|map| map.without(&taken).is_empty())
         };
-        let members = self.members.iter().filter(|(_, of)| !covered(of)).map(|(file, _)| *file);
-        members.chain(self.unknown.iter().copied()).collect()
+        self.members.iter().filter(|(_, of)| !covered(of)).map(|(file, _)| *file).collect()
     }
 }
 
@@ -461,7 +465,8 @@ impl Member {
         }
         match sight {
             Sight::Mapped(stamp, map) => {
-                if self.stamp.replace(stamp) != Some(stamp) {
+                let imprint = stamp.imprint();
+                if self.stamp.replace(imprint) != Some(imprint) {
                     self.changed = self.mapped;
                 }
                 Some((map.extents, map.blank))

@@ -221,7 +221,7 @@ pub(super) fn fresh(
     terms: Arc<Terms>,
 ) -> Fresh {
     let key = match group {
-        Some(group) => Key::of_group(place.device, group.id),
+        Some(group) => Key::of_group(place.device, group.mark),
         None => Key::new(terms.mode, path, place.device, place.inode),
     };
     let template = terms.template(Vec::new());
@@ -294,25 +294,25 @@ impl Run {
         Reply::Ok("following".to_owned())
     }
 
-    fn turn_away(&mut self, mut fresh: Fresh) {
-        let reach = &mut fresh.entry.reach;
-        self.open += usize::from(reach.open.is_some());
-        self.put_away(reach);
+    /// Has closed what came with it.
+    pub(super) fn turn_away(&mut self, mut fresh: Fresh) {
+        let open = fresh.entry.reach.open.take();
+        self.open += usize::from(open.is_some());
+        self.put_away(open);
     }
 
-    /// The file that is followed with this group.
+    /// The file that is followed with this group, which may have had another id.
     fn follower(&self, spec: &engine::Spec) -> Option<FileId> {
-        let (now, group) = (self.now(), spec.group.map(|group| group.id)?);
-        self.followed().find(|file| {
-            let status = self.engine.file_status(now, *file);
-            status.is_some_and(|at| at.device == spec.device && at.group == Some(group))
-        })
+        let mark = spec.group?.mark;
+        let has_it = |file: &FileId| self.engine.group(*file).is_some_and(|its| its.mark == mark);
+        let on_it = |file: &FileId| self.engine.device(*file) == Some(spec.device);
+        self.followed().find(|file| has_it(file) && on_it(file))
     }
 
     fn remove(&mut self, path: &Path, events: &mut Vec<Event>) -> Reply {
         let files: Vec<FileId> = self.followed().filter(|file| self.is_at(*file, path)).collect();
-        let away = self.service.as_mut().and_then(|service| service.away.remove(path));
-        if files.is_empty() && away.is_none() {
+        let was_away = self.service.as_mut().is_some_and(|service| service.give_up(path));
+        if files.is_empty() && !was_away {
             return not_followed(path);
         }
         for file in files {
@@ -403,8 +403,8 @@ impl Run {
         let unfit = self.service.iter().flat_map(|service| &service.unfit);
         let unfit = unfit.map(|(path, why)| bare_status(path, Mode::default(), "unfit", why));
         let away = self.service.iter().flat_map(|service| &service.away);
-        let away = away.filter_map(|(path, away)| {
-            Some(bare_status(path, away.mode, "away", away.why.as_deref()?))
+        let away = away.filter_map(|(whose, away)| {
+            Some(bare_status(whose.path(), away.mode, "away", away.why.as_deref()?))
         });
         unfit.chain(away)
     }
@@ -470,4 +470,50 @@ fn bare_status(path: &Path, mode: Mode, state: &str, why: &str) -> FileStatus {
     };
     let status = file_status(path, &none, String::new(), String::new(), None);
     FileStatus { state: state.to_owned(), ..status }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::trial::{PATH, ask, follow, handed_over, let_go, service, wanted};
+    use super::*;
+
+    fn hand_over(run: &mut Run, id: u32, nonce: u32) -> Key {
+        let fresh = Box::new(handed_over(id, nonce));
+        let key = fresh.key;
+        let reply = ask(run, Question::Follow(fresh, None), &mut Vec::new());
+        assert!(matches!(reply, Reply::Ok(_)), "{reply:?}");
+        key
+    }
+
+    #[test]
+    fn a_group_that_has_the_freed_id_of_another_one_is_another_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut run = service(folder.path());
+        let first = hand_over(&mut run, 3, 1);
+        let file = run.file_of(first).unwrap();
+        // Its group has another id by now, whether the service knows that or not.
+        let second = hand_over(&mut run, 3, 2);
+        assert_eq!(run.engine.len(), 2);
+        assert_eq!(run.file_of(first), Some(file));
+        assert_ne!(run.file_of(second), Some(file));
+        hand_over(&mut run, 8, 1);
+        assert_eq!(run.engine.len(), 2, "that is the first, which has moved");
+
+        let second_file = run.file_of(second).unwrap();
+        let_go(&mut run, second_file, End::Unwanted);
+        assert_eq!((run.file_of(first), run.file_of(second)), (Some(file), None));
+    }
+
+    #[test]
+    fn what_is_removed_while_it_is_away_does_not_come_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut run = service(folder.path());
+        let (_, file) = follow(&mut run, wanted(By::Rule, PATH));
+        let_go(&mut run, file, End::Unmounted);
+        let reply = ask(&mut run, Question::Remove(PATH.into()), &mut Vec::new());
+        assert!(matches!(reply, Reply::Ok(_)), "{reply:?}");
+        let (back, beside) = (wanted(By::Rule, PATH), wanted(By::Rule, "/srv/other"));
+        assert!(run.service.as_ref().unwrap().is_dismissed(&back));
+        assert!(!run.service.as_ref().unwrap().is_dismissed(&beside));
+    }
 }

@@ -19,7 +19,6 @@ use crate::extent::Fingerprint;
 use crate::grid::plan::Limits;
 use crate::grid::saved::SavedGrid;
 use crate::request::GridTotals;
-use crate::sample::Reach;
 use crate::sight::{Map, Sight};
 use crate::update::Error;
 
@@ -202,6 +201,8 @@ impl Run {
     /// Files were looked at: where they are is remembered for the next round, or what one has for a
     /// while between two readings would be nobody's.
     pub(super) fn see(&mut self, batch: &Batch) {
+        let (books, files) = (self.books.as_ref(), &self.files);
+        let holder = |file: FileId| files[file.index()].holder(&books?.known);
         let slot = slot(&mut self.grids, batch.device);
         let Some(slot) = slot.filter(|slot| slot.away || slot.clerk.is_some()) else { return };
         let mut room = SEEN_MAX.saturating_sub(slot.seen.iter().map(|seen| seen.map.len()).sum());
@@ -210,7 +211,7 @@ impl Run {
             if extents.len() > room || slot.last_seen.get(file) == Some(fingerprint) {
                 continue;
             }
-            let Some(holder) = self.files[file.index()].holder.clone() else { continue };
+            let Some(holder) = holder(*file) else { continue };
             room -= extents.len();
             slot.last_seen.insert(*file, *fingerprint);
             let (map, blank) = (extents.clone(), blank.clone());
@@ -306,15 +307,12 @@ impl Run {
     }
 
     fn enlist(&self, device: Device) -> Vec<Enlisted> {
-        let by = |reach: &Reach| By {
-            mode: reach.mode,
-            identity: reach.identity,
-            descriptor: reach.open.as_ref().map(AsRawFd::as_raw_fd),
-        };
         let enlisted = |file: FileId| {
-            let File { holder, path, reach, .. } = &self.files[file.index()];
-            let (holder, path) = (holder.clone()?, path.clone());
-            Some(Enlisted { file, holder, path, by: reach.as_ref().map(by) })
+            let holder = self.holder(file)?;
+            let File { mode, identity, open, path, away, .. } = &self.files[file.index()];
+            let descriptor = open.as_ref().map(AsRawFd::as_raw_fd);
+            let by = (!away).then_some(By { mode: *mode, identity: *identity, descriptor });
+            Some(Enlisted { file, holder, path: path.clone(), by })
         };
         self.followed_on(device).filter_map(enlisted).collect()
     }

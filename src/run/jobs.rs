@@ -10,11 +10,12 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::closing::Files;
 use super::pulse::{Heard, Pulse};
+use super::stat::Stat;
 use super::tidy::Tidy;
 use super::{Answer, Reserved};
 use crate::counters::Reading;
 use crate::dm::{Device, Dm, Known};
-use crate::engine::{self, Batch, Event, FileId, Sweep};
+use crate::engine::{self, Batch, Event, FileId, Look, Sweep};
 use crate::extent::Extents;
 use crate::group::Mark;
 use crate::home::{Home, sysfs};
@@ -24,6 +25,9 @@ use crate::sample::{self, Reach};
 use crate::shape::{Limits, Want};
 use crate::sight::Sight;
 use crate::update::{self, Group, Passage, Tally, Template};
+
+/// After so many stamps it is said that the device answers; most take a microsecond.
+const STAMPS_A_BEAT: usize = 32;
 
 /// For a sampler.
 pub(super) enum Sample {
@@ -69,11 +73,11 @@ pub(super) enum Order {
         device: Device,
         groups: Vec<(FileId, Group)>,
     },
-    /// Not if the device's statistics are the same as `before`.
+    /// Not if nothing has moved on the device since `before`.
     Read {
         device: Device,
         groups: Vec<(FileId, Group)>,
-        before: Option<String>,
+        before: Option<Stat>,
     },
 }
 
@@ -119,8 +123,8 @@ pub(super) enum News {
 /// One reading of a device.
 pub(super) struct Pass {
     pub(super) device: Device,
-    /// The device's statistics just before; `None` if they do not tell whether anything moves.
-    pub(super) stat: Option<String>,
+    /// The device's statistics just before.
+    pub(super) stat: Option<Stat>,
     /// What the device has counted as a whole, just after.
     pub(super) whole: Option<Reading>,
     /// The groups, and how many regions there are in all; nothing if nothing has moved.
@@ -153,23 +157,20 @@ pub(super) fn sampler(
         let answer = match job {
             Sample::Look { mut batch, mut reaches, keep, reserved } => {
                 let mounts = lists.as_ref().map(|lists| lists.mounts());
-                let job = pulse.begin(batch.device);
-                for (look, reach) in iter::zip(&mut batch.looks, &mut reaches) {
-                    let sight = match batch.maps {
+                let maps = batch.maps.is_some();
+                get_on(&pulse, &mut batch, &mut reaches, |look, reach| {
+                    let sight = match maps {
                         _ if is_detached(reach, mounts.as_ref()) => Sight::Unmounted,
-                        Some(_) => sample::look(reach, look.last, look.taken(), keep, &mut pages),
-                        None => sample::compare(reach, look.last),
+                        true => sample::look(reach, look.last, look.taken(), keep, &mut pages),
+                        false => sample::compare(reach, look.last),
                     };
                     if !matches!(sight, Sight::Same) {
                         look.sight = sight; // long, and rare
                     }
-                    if batch.maps.is_some() {
-                        if let Some(lists) = &lists {
-                            reach.note_mount(lists); // it may have been opened just now
-                        }
-                        job.gets_on();
+                    if let (true, Some(lists)) = (maps, &lists) {
+                        reach.note_mount(lists); // it may have been opened just now
                     }
-                }
+                });
                 Answer::Looked(batch, reaches, reserved)
             }
             Sample::Gauge(device) => {
@@ -185,6 +186,23 @@ pub(super) fn sampler(
             }
         };
         inbox.send(answer).ok(); // nobody there: the process is about to end
+    }
+}
+
+/// Does this for each file of a batch, and says now and then that the device answers.
+fn get_on(
+    pulse: &Pulse,
+    batch: &mut Batch,
+    reaches: &mut [Reach],
+    mut look: impl FnMut(&mut Look, &mut Reach),
+) {
+    let job = pulse.begin(batch.device);
+    let every = if batch.maps.is_some() { 1 } else { STAMPS_A_BEAT };
+    for (at, (of, reach)) in iter::zip(&mut batch.looks, reaches).enumerate() {
+        look(of, reach);
+        if (at + 1) % every == 0 {
+            job.gets_on();
+        }
     }
 }
 
@@ -265,7 +283,7 @@ fn carry_out(dm: &mut impl Dm, claim: u32, order: Order, counting: bool) -> (Eve
             (Event::Swept(device, sweep), None)
         }
         Order::Read { device, groups, before } => {
-            let pass = read(&mut dm, device, groups, before.as_deref());
+            let pass = read(&mut dm, device, groups, before.as_ref());
             let reading = engine::Reading { reset: false, cost: pass.cost, more: false };
             (Event::Read(device, reading), Some(News::Read(pass)))
         }
@@ -287,11 +305,12 @@ fn read(
     dm: &mut impl Dm,
     device: Device,
     groups: Vec<(FileId, Group)>,
-    before: Option<&str>,
+    before: Option<&Stat>,
 ) -> Pass {
     let began = processor_time();
-    let stat = sysfs(device, "stat").filter(|_| counts_io(device));
-    let outcome = if stat.is_some() && stat.as_deref() == before {
+    let stat = Stat::of(device, before);
+    let still = stat.as_ref().zip(before).is_some_and(|(stat, before)| stat.is_still(before));
+    let outcome = if still {
         Ok(None)
     } else {
         let wanted: Vec<Group> = groups.iter().map(|(_, group)| *group).collect();
@@ -312,18 +331,16 @@ pub(super) fn processor_time() -> Duration {
     time.map_or(Duration::ZERO, Duration::from)
 }
 
-/// Whether the device's own statistics move when there is I/O; newer kernels can be told that they
-/// do not.
-fn counts_io(device: Device) -> bool {
-    sysfs(device, "queue/iostats").is_none_or(|iostats| iostats.trim() == "1")
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::dm::Label;
     use crate::extent::Extent;
     use crate::kernel::memory::Memory;
+    use crate::mode::Mode;
+    use crate::sample::{Identity, Mount};
 
     const DEVICE: Device = Device { major: 253, minor: 0 };
     const MARK: Mark = Mark { key: 7, nonce: 1 };
@@ -350,6 +367,26 @@ mod tests {
             Order::Clear { file, device, home: home(), key: MARK.key },
             Order::Remove { file, device, home: home(), group },
         ]
+    }
+
+    #[test]
+    fn a_device_that_gives_stamp_after_stamp_is_not_stuck() {
+        let looks = (0..100).map(|at| Look { file: FileId(at), last: None, sight: Sight::Same });
+        let reach = |_| Reach {
+            mode: Mode::Path,
+            path: Path::new("/").into(),
+            identity: Identity { inode: 2, generation: 0 },
+            open: None,
+            mount: Mount::Unasked,
+        };
+        let mut reaches: Vec<Reach> = (0..100).map(reach).collect();
+        let mut batch = Batch { device: DEVICE, maps: None, looks: looks.collect() };
+        let (pulse, mut last) = (Pulse::default(), None);
+        get_on(&pulse, &mut batch, &mut reaches, |look, _| {
+            // As if the first 33 stamps had taken that long.
+            let until = *last.get_or_insert_with(|| Instant::now() + Duration::from_secs(5));
+            assert_eq!(pulse.stuck(DEVICE, until).is_some(), look.file.0 < 32, "{look:?}");
+        });
     }
 
     #[test]

@@ -14,22 +14,26 @@ mod closing;
 mod control;
 mod crew;
 mod exporter;
+mod file;
 mod grids;
 mod http;
 mod jobs;
 mod kept;
+mod lost;
 mod pulse;
 mod scan;
 mod scans;
 mod service;
+mod stat;
 mod state;
 mod supervisor;
 mod tidy;
 mod totals;
 mod trail;
+#[cfg(test)]
+mod trial;
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 use std::{io, mem, thread};
@@ -45,19 +49,18 @@ use crate::engine::{Action, Batch, End, Engine, Event, FileId, Report, Settings,
 use crate::group::Mark;
 use crate::home::Home;
 use crate::kernel::process::{part_with_descriptors, raise_descriptor_limit, share_one_heap};
-use crate::ledger::Holder;
 use crate::mounts::Lists;
 use crate::pace::{self, Paced, Pacer};
 use crate::request::Reply;
 use crate::sample::Reach;
 use crate::socket::{self, Release};
 use crate::update::Template;
-use accounts::OnGrid;
 use books::Books;
 use clerk::Manner;
-use closing::{Closing, Files};
+use closing::Closing;
 use control::{Desk, Question};
 use crew::Crew;
+use file::File;
 use grids::Grids;
 use jobs::{Did, Order, Sample, Wanted};
 use pulse::Pulse;
@@ -143,7 +146,7 @@ pub fn run<D: Dm + Send + 'static>(
     run.remove_on_exit = manners.remove_on_exit;
     run.wait_for_signals(&[SIGTERM, SIGINT])?;
     for entry in entries {
-        run.follow(entry, None);
+        run.follow(entry, None, None);
     }
     ready();
     let outcome = run.serve();
@@ -202,6 +205,7 @@ pub fn serve<D: Dm + Send + 'static>(
     let outcome = run.serve();
     run.end_grids();
     run.save_at_end();
+    run.write_down_at_end();
     drop((server, exporter)); // nobody is left who would answer
     // Files that are open are closed when the process ends: here a device could keep it from that.
     mem::forget(run);
@@ -241,61 +245,6 @@ struct Run {
     open: usize,
     open_max: usize,
     outcome: Outcome,
-}
-
-struct File {
-    path: Arc<Path>,
-    /// Away while a sampler has it, and gone when the file is not followed any more.
-    reach: Option<Reach>,
-    /// What its group is made from, until there is one.
-    making: Option<Making>,
-    /// The device it was found on.
-    home: Option<Arc<Home>>,
-    /// Whether its group was made by this process.
-    made: bool,
-    /// What the service knows of it.
-    claimed: Option<Claimed>,
-    /// Whose account it is in the ledger, if there is one.
-    holder: Option<Holder>,
-    /// Where that has its counters from.
-    on_grid: OnGrid,
-}
-
-/// What a group is made from. There may be a hundred thousand files that have none yet, and they
-/// take no more memory than they have to.
-enum Making {
-    /// The template that follows from what the service knows, and a mark with the account's key
-    /// and this nonce.
-    Claimed(u32),
-    Told(Box<(Template, Mark)>),
-}
-
-impl File {
-    /// What its group is made from, if it may have to be.
-    fn making(&self) -> Option<(Template, Mark)> {
-        match self.making.as_ref()? {
-            Making::Told(told) => Some((**told).clone()),
-            Making::Claimed(nonce) => {
-                let terms = &self.claimed.as_ref()?.terms;
-                let mark = Mark { key: self.holder.as_ref()?.key, nonce: *nonce };
-                Some((terms.template(self.alias()), mark))
-            }
-        }
-    }
-
-    /// Has it made from these.
-    fn make_from(&mut self, template: Template, mark: Mark) {
-        self.making = Some(Making::Claimed(mark.nonce));
-        let told = (template, mark);
-        if self.making().as_ref() != Some(&told) {
-            self.making = Some(Making::Told(Box::new(told)));
-        }
-    }
-
-    /// What its group is called, unless it was called something else before.
-    fn alias(&self) -> Vec<u8> {
-        self.claimed.as_ref().map(|claimed| claimed.alias(&self.path)).unwrap_or_default()
-    }
 }
 
 /// Descriptors that are not for followed files: ours, and those of threads that open something.
@@ -422,19 +371,26 @@ impl Run {
         Time::from(self.epoch.elapsed())
     }
 
-    fn follow(&mut self, entry: Entry, claimed: Option<Claimed>) -> FileId {
+    fn follow(
+        &mut self,
+        entry: Entry,
+        alias: Option<Box<[u8]>>,
+        claimed: Option<Claimed>,
+    ) -> FileId {
         let Entry { mut reach, spec, template, mark, home } = entry;
         self.open += usize::from(reach.open.is_some());
         if self.open > self.open_max {
-            self.put_away(&mut reach);
+            self.put_away(reach.open.take());
         }
-        let path = reach.path.clone();
-        let holder = self.open_account(&spec, mark, claimed.as_ref());
+        let there = spec.group.map(|group| group.mark);
+        let Mark { nonce, .. } = there.unwrap_or(mark);
+        let owner = self.open_account(spec.device, there.unwrap_or(mark), claimed.as_ref());
         let file = self.engine.follow(self.now(), spec);
-        let (reach, on_grid) = (Some(reach), OnGrid::No);
-        let mut followed =
-            File { path, reach, making: None, home, made: false, claimed, holder, on_grid };
-        followed.make_from(template, mark);
+        let mut followed = File::new(reach, home, alias, claimed);
+        (followed.nonce, followed.owner) = (nonce, owner);
+        if there.is_none() {
+            followed.make_from(template, mark);
+        }
         if file.index() == self.files.len() {
             if self.files.len() == self.files.capacity() {
                 self.files.reserve_exact(self.files.len() / 8 + 16); // as the engine does
@@ -463,6 +419,7 @@ impl Run {
             self.supervisor.engine_lives(self.now());
             self.look_around(self.now());
             self.save_if_due(self.now());
+            self.write_down_if_due(self.now());
             self.abandon_rounds(self.now(), &mut events);
             self.next_events(&mut events);
         }
@@ -481,11 +438,7 @@ impl Run {
                 self.see(&batch);
                 events.push(Event::Looked(batch));
             }
-            Ok(Answer::Closed(device, count)) => {
-                self.open -= count;
-                let next = self.closing.closed(device);
-                self.give_away(next);
-            }
+            Ok(Answer::Closed(device, count)) => self.have_closed(device, count),
             Ok(Answer::Event(Event::Stop)) => self.stop(events),
             Ok(Answer::Event(event)) => events.push(event),
             Ok(Answer::Did(did)) => self.did(did, events),
@@ -525,10 +478,13 @@ impl Run {
     fn take_back(&mut self, batch: &Batch, mut reaches: Vec<Reach>) {
         for (look, mut reach) in batch.looks.iter().zip(reaches.drain(..)) {
             self.open += usize::from(reach.open.is_some());
-            if self.engine.follows(look.file) {
-                self.files[look.file.index()].reach = Some(reach);
-            } else {
-                self.put_away(&mut reach);
+            let follows = self.engine.follows(look.file);
+            if !follows {
+                self.put_away(reach.open.take());
+            }
+            self.files[look.file.index()].take_back(reach);
+            if follows {
+                self.close_if_late(look.file);
             }
         }
         self.spare.push(reaches);
@@ -537,8 +493,7 @@ impl Run {
     fn hand_out(&mut self, batch: Batch) {
         let mut reaches = self.spare.pop().unwrap_or_default();
         for look in &batch.looks {
-            let reach = self.files[look.file.index()].reach.take();
-            reaches.push(reach.expect("a file has one job at most, so its reach is here"));
+            reaches.push(self.files[look.file.index()].lend());
         }
         let open = reaches.iter().filter(|reach| reach.open.is_some()).count();
         let more = if batch.maps.is_some() { reaches.len() - open } else { 0 };
@@ -609,11 +564,9 @@ impl Run {
         let path = &self.files[file.index()].path;
         log!(level(report), "{}: {report}", path.display());
         self.keep_count(file, report);
-        let File { making, made, .. } = &mut self.files[file.index()];
         match report {
             Report::Updated(updated) => {
-                *making = None;
-                *made |= updated.made;
+                self.files[file.index()].is_made(updated.made);
                 self.group_is_there(file, updated.made);
             }
             Report::Moved(_, to) => {
@@ -634,26 +587,6 @@ impl Run {
         let claimed = self.files[file.index()].claimed.as_ref();
         claimed.is_none_or(|claimed| claimed.terms.regions)
     }
-
-    fn close(&mut self, file: FileId) {
-        let Some(mut reach) = self.files[file.index()].reach.take() else { return };
-        self.put_away(&mut reach);
-        if self.engine.follows(file) {
-            self.files[file.index()].reach = Some(reach);
-        }
-    }
-
-    /// Has the file closed, if it is open. It counts as open until it is.
-    fn put_away(&mut self, reach: &mut Reach) {
-        let now = reach.open.take().and_then(|file| self.closing.put(file));
-        self.give_away(now);
-    }
-
-    fn give_away(&mut self, files: Option<Files>) {
-        if let Some(files) = files {
-            give(&self.samplers, Sample::Close(files));
-        }
-    }
 }
 
 fn give<J: Send + 'static>(crew: &Crew<J>, job: J) {
@@ -667,20 +600,10 @@ fn level(report: &Report) -> Level {
         Report::Updated(_)
         | Report::Recovered
         | Report::Moved(..)
-        | Report::LetGo(End::Unused | End::Absent(_) | End::Unmounted | End::Unwanted) => {
-            Level::Info
-        }
+        | Report::LetGo(
+            End::Unused | End::Absent(_) | End::Elsewhere(_) | End::Unmounted | End::Unwanted,
+        ) => Level::Info,
         Report::Long(_) | Report::Failing(_) | Report::LetGo(_) => Level::Warn,
         Report::GivenUp(_) => Level::Error,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_hundred_thousand_files_fit_in_some_17_mb() {
-        assert!(size_of::<File>() <= 168, "{}", size_of::<File>());
     }
 }

@@ -17,16 +17,19 @@ use crate::config::{Config, Errors, Found, Owners, Terms, Touch, device_towards,
 use crate::dm::Device;
 use crate::entry::entry;
 use crate::grid::saved::SavedGrid;
+use crate::group::Mark;
 use crate::home::Homes;
 use crate::ledger::Ledger;
 use crate::message::RegionId;
 use crate::mode::Mode;
+use crate::paths::SharedPath;
 use crate::place::{Obstacle, Place};
 use crate::run::Entry;
 use crate::sample;
 
 /// What a file is the same file by, as far as can be told without opening it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(Rust, packed(4))] // or the table that leads from keys to files would be a third larger
 pub(super) struct Key(u64);
 
 impl Key {
@@ -43,9 +46,15 @@ impl Key {
         Key(xxh3_64(&what))
     }
 
-    /// Of a file that came with its group, which may have another group by a rule.
-    pub(super) fn of_group(device: Device, group: RegionId) -> Key {
-        Key(xxh3_64(format!("group {group} of {device}").as_bytes()))
+    /// Of what is at a path, whatever it is.
+    pub(super) fn of_path(path: &Path) -> Key {
+        Key::new(Mode::Path, path, Device { major: 0, minor: 0 }, 0)
+    }
+
+    /// Of a file that came with its group, which may have another group by a rule. The group is
+    /// known by its mark: its id may become another one's.
+    pub(super) fn of_group(device: Device, mark: Mark) -> Key {
+        Key(xxh3_64(format!("group {mark} on {device}").as_bytes()))
     }
 }
 
@@ -91,7 +100,7 @@ pub(super) struct Fresh {
 /// A file that is followed.
 #[derive(Debug)]
 pub(super) struct Known {
-    pub(super) path: Arc<Path>,
+    pub(super) path: SharedPath,
     pub(super) device: Device,
     /// Whether it is followed because a rule wants it.
     pub(super) by_rule: bool,

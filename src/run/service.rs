@@ -22,6 +22,7 @@ use crate::engine::{End, Event, FileId, Time};
 use crate::group::safe_alias;
 use crate::kernel::process::give_back_memory;
 use crate::message::RegionId;
+use crate::paths::SharedPath;
 use crate::place;
 use crate::values::Listen;
 
@@ -62,8 +63,6 @@ pub(super) struct Claimed {
     pub(super) key: Key,
     pub(super) terms: Arc<Terms>,
     pub(super) by: By,
-    /// Its group's name, if that is not the file's.
-    alias: Option<Box<[u8]>>,
 }
 
 impl Service {
@@ -95,7 +94,7 @@ impl Service {
 
     /// When something is to be done without an event.
     pub(super) fn next_due(&self) -> Option<Time> {
-        self.scans.next_due()
+        [self.scans.next_due(), self.roster_due()].into_iter().flatten().min()
     }
 }
 
@@ -199,7 +198,7 @@ impl Run {
         service.dismissed.clear();
         service.wanted = Arc::new(config.into());
         service.shared.lock().clone_from(&service.wanted);
-        service.away.retain(|_, away| away.added.is_some());
+        service.away.retain(|whose, _| !whose.is_of_rule());
         service.scans.wish(now);
         info!("the configuration is in force, with {} entries", service.wanted.terms.len());
         supervisor::ready();
@@ -208,22 +207,24 @@ impl Run {
     /// Follows what is new, and lets go what is not wanted any more.
     fn seen(&mut self, number: u32, wanted: &Arc<Wanted>, mut seen: Seen, events: &mut Vec<Event>) {
         let now = self.now();
-        let Some(service) = &mut self.service else { return };
+        let returns = mem::take(&mut seen.returns);
+        let Some(service) = &mut self.service else { return self.turn_all_away(returns) };
         let interval = service.settings().rescan_interval;
-        let Some(took) = service.scans.end(now, number, interval) else { return };
+        let Some(took) = service.scans.end(now, number, interval) else {
+            return self.turn_all_away(returns);
+        };
         if !Arc::ptr_eq(wanted, &service.wanted) {
             service.scans.wish(now); // the configuration is another one by now
-            return;
+            return self.turn_all_away(returns);
         }
         if let Some(books) = &mut self.books {
             add(&mut books.scans, took);
         }
-        self.returned(mem::take(&mut seen.returns));
+        self.returned(returns);
         let followed = self.engine.len();
         let Some(service) = &mut self.service else { return };
-        let is_new = |fresh: &Fresh| {
-            !service.dismissed.contains(&fresh.key) && !service.keys.contains_key(&fresh.key)
-        };
+        let is_new =
+            |fresh: &Fresh| !service.is_dismissed(fresh) && !service.keys.contains_key(&fresh.key);
         seen.fresh.retain(is_new);
         // Files that no rule wants take room, too.
         let room = (service.settings().max_files + seen.gone.len()).saturating_sub(followed);
@@ -235,7 +236,9 @@ impl Run {
             events.extend(self.still_wanted(key, rule));
         }
         for key in seen.gone {
-            events.extend(self.file_of(key).map(|file| Event::Forget(file, true)));
+            // It may be another one's by now, who asked for it meanwhile.
+            let file = self.file_of(key).filter(|file| self.is_by_rule(*file));
+            events.extend(file.map(|file| Event::Forget(file, true)));
         }
         self.welcome(seen.fresh);
         if self.engine.len() >= MANY {
@@ -267,6 +270,10 @@ impl Run {
         None
     }
 
+    fn is_by_rule(&self, file: FileId) -> bool {
+        self.files[file.index()].claimed.as_ref().is_some_and(|claimed| claimed.by == By::Rule)
+    }
+
     pub(super) fn file_of(&self, key: Key) -> Option<FileId> {
         self.service.as_ref()?.keys.get(&key).copied()
     }
@@ -286,10 +293,8 @@ impl Run {
             .collect();
         let taken: HashSet<Vec<u8>> = self.aliases().collect();
         let aliases = unique_aliases(&nameless, |alias| taken.contains(alias));
-        // Copied before the others are freed, so that what stays lies side by side, and not among
-        // what the scan has taken for a moment: the kernel gets back whole pages only.
-        let paths: Vec<Arc<Path>> =
-            fresh.iter().map(|fresh| Arc::from(&*fresh.entry.reach.path)).collect();
+        let paths: Vec<&Path> = fresh.iter().map(|fresh| &*fresh.entry.reach.path).collect();
+        let paths = SharedPath::share(&paths);
         let mut files = Vec::with_capacity(fresh.len());
         for ((fresh, path), alias) in fresh.into_iter().zip(paths).zip(aliases) {
             let Fresh { key, terms, by, mut entry } = fresh;
@@ -297,12 +302,12 @@ impl Run {
             let unusual = alias != usual_alias(&entry.reach.path);
             entry.template.alias = alias;
             let alias = unusual.then(|| Box::from(&*entry.template.alias));
-            let claimed = Claimed { key, terms, by, alias };
-            let file = self.follow(entry, Some(claimed));
+            let claimed = Claimed { key, terms, by };
+            let file = self.follow(entry, alias, Some(claimed));
             if let Some(service) = &mut self.service {
                 service.keys.insert(key, file);
-                service.away.remove(&*self.files[file.index()].path);
             }
+            self.has_come(file);
             files.push(file);
         }
         files
@@ -330,12 +335,10 @@ impl Run {
             service.scans.wish(now + service.settings().interval);
         }
         if claimed.by != By::Foreground {
-            let path = self.files[file.index()].path.clone();
-            let added = claimed.as_added(&path);
-            self.has_left(path.to_path_buf(), claimed.terms.mode, added, end);
+            self.has_left(file, &claimed, end);
         }
         if claimed.by.is_asked() {
-            self.write_down();
+            self.write_down_soon();
         }
     }
 
@@ -391,6 +394,26 @@ fn exported(settings: &Settings) -> (&Option<Listen>, &Option<PathBuf>, Duration
 }
 
 impl Service {
+    /// Whether the file was let go for good, by what it is or by its path.
+    pub(super) fn is_dismissed(&self, fresh: &Fresh) -> bool {
+        let is = |key| self.dismissed.contains(&key);
+        !self.dismissed.is_empty() && (is(fresh.key) || is(Key::of_path(&fresh.entry.reach.path)))
+    }
+
+    /// Looks no more for what was at the path; whether anything was.
+    pub(super) fn give_up(&mut self, path: &Path) -> bool {
+        let mut was_there = false;
+        self.away.retain(|whose, _| {
+            let is_there = whose.path() == path;
+            was_there |= is_there;
+            if is_there && whose.is_of_rule() {
+                self.dismissed.insert(Key::of_path(path)); // or the rule would find it again
+            }
+            !is_there
+        });
+        was_there
+    }
+
     /// Says what is wrong when it begins to be so.
     fn say_once(&mut self, seen: &Seen) {
         for (path, why) in &seen.unfit {
@@ -413,12 +436,60 @@ impl Service {
     }
 }
 
-impl Claimed {
-    pub(super) fn alias(&self, path: &Path) -> Vec<u8> {
-        self.alias.as_ref().map_or_else(|| usual_alias(path), |alias| alias.to_vec())
-    }
+/// What a group is called whose file is not told from others by that.
+pub(super) fn usual_alias(path: &Path) -> Vec<u8> {
+    safe_alias(path.file_name().unwrap_or(path.as_os_str()).as_encoded_bytes())
 }
 
-fn usual_alias(path: &Path) -> Vec<u8> {
-    safe_alias(path.file_name().unwrap_or(path.as_os_str()).as_encoded_bytes())
+#[cfg(test)]
+mod tests {
+    use super::super::trial::{PATH, follow, let_go, service, wanted};
+    use super::*;
+
+    /// A scan has found this out.
+    fn saw(run: &mut Run, seen: Seen) -> Vec<Event> {
+        let service = run.service.as_mut().unwrap();
+        let (number, _) = service.scans.begin(Time::ZERO, std::iter::empty()).unwrap();
+        let (wanted, mut events) = (service.wanted.clone(), Vec::new());
+        run.found(Finding::Seen(number, wanted, seen), &mut events);
+        events
+    }
+
+    #[test]
+    fn what_no_rule_wants_any_more_is_let_go_unless_somebody_has_asked_for_it_meanwhile() {
+        let folder = tempfile::tempdir().unwrap();
+        for (by, let_go) in [(By::Rule, 1), (By::Request, 0)] {
+            let mut run = service(folder.path());
+            let (key, _) = follow(&mut run, wanted(by, PATH));
+            let events = saw(&mut run, Seen { gone: vec![key], ..Seen::default() });
+            assert_eq!(events.len(), let_go, "{by:?}: {events:?}");
+        }
+    }
+
+    #[test]
+    fn many_files_that_go_at_a_time_are_written_down_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut run = service(folder.path());
+        let files: Vec<FileId> = (0..20)
+            .map(|n| {
+                let mut file = wanted(By::Request, &format!("/srv/{n}"));
+                file.key = Key::of_path(&file.entry.reach.path);
+                follow(&mut run, file).1
+            })
+            .collect();
+        run.write_down();
+        let written = || std::fs::read_to_string(folder.path().join("added.json")).unwrap();
+        let before = written();
+        assert_eq!(before.matches("/srv/").count(), files.len());
+        for file in files {
+            let_go(&mut run, file, End::Unused);
+            run.write_down_if_due(Time::ZERO);
+        }
+        assert_eq!(written(), before, "not for each of them");
+        let due = run.service.as_ref().unwrap().next_due().unwrap();
+        assert!(due <= run.now() + Duration::from_secs(1), "but soon");
+        run.write_down_if_due(run.now() + Duration::from_secs(1));
+        assert_eq!(written(), "[]");
+        assert!(run.service.as_ref().unwrap().roster_due().is_none());
+    }
 }

@@ -69,7 +69,7 @@ impl Run {
         let now = self.now();
         let status = self.engine.file_status(now, id)?;
         let file = &self.files[id.index()];
-        let account = file.holder.as_ref().and_then(|holder| books.ledger.account(holder));
+        let account = self.holder(id).and_then(|holder| books.ledger.account(&holder));
         let account = account.cloned().unwrap_or_default();
         let device = status.device.to_string();
         let named = devices.iter().find(|row| row.device == device);

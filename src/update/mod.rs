@@ -171,7 +171,7 @@ pub fn find(dm: impl Dm, device: Device, keys: &[u64]) -> Result<Option<Group>, 
     let listing = Conversation::new(dm, device).list()?;
     let group = |region: &Region<'_>| {
         let descriptor = Descriptor::of(region)?;
-        let mark = descriptor.mark.filter(|mark| keys.contains(&mark.key))?;
+        let mark = descriptor.mark.filter(|mark| keys.contains(&{ mark.key }))?;
         Some(Group { id: region.id, mark, claim: descriptor.claim.unwrap_or_default() })
     };
     Ok(parse_list(&listing)?.iter().find_map(group))

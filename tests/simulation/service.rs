@@ -317,7 +317,7 @@ impl World {
                 assert!(wronged || removed, "nobody touched the group: {end}, {entry:?}");
             }
             End::NoDevice => assert!(removed, "it was never removed: {entry:?}"),
-            End::Unused | End::Absent(_) | End::Unmounted | End::Unwanted => {}
+            End::Unused | End::Absent(_) | End::Elsewhere(_) | End::Unmounted | End::Unwanted => {}
         }
     }
 

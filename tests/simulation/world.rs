@@ -239,7 +239,11 @@ impl World {
         };
         let now = self.disks[disk].stamp(inode);
         if !maps {
-            return if look.last == Some(now) { Sight::Same } else { Sight::Changed(now) };
+            return if look.last == Some(now.imprint()) {
+                Sight::Same
+            } else {
+                Sight::Changed(now)
+            };
         }
         let is_of_it = |it: &Stamp| (it.device, it.inode) == (now.device, now.inode);
         let stamp = look.taken().filter(is_of_it).unwrap_or(now);

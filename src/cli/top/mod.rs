@@ -5,13 +5,17 @@ mod screen;
 mod view;
 
 use std::env;
+use std::fs::File;
 use std::io::{self, IsTerminal as _, Write as _};
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 use serde::Serialize;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -139,13 +143,18 @@ fn watch(
     let colour = !arguments.no_color && env::var_os("NO_COLOR").is_none_or(|no| no.is_empty());
     let mut view = View::new(arguments.sort, arguments.filter.clone());
     view.source = source(&before.totals);
+    let input = Input::open()?;
     let mut due = Instant::now() + arguments.interval;
     while !asked_to_end.load(Ordering::Relaxed) {
+        view.fit(screen::room(terminal.size().map_err(Failure::new)?.height));
         terminal
             .draw(|frame| screen::draw(frame, &view, arguments.interval, colour))
             .map_err(Failure::new)?;
-        let wait = due.saturating_duration_since(Instant::now()).min(GLANCE);
-        if event::poll(wait).map_err(Failure::new)? {
+        if !input.wait(due.saturating_duration_since(Instant::now()).min(GLANCE))? {
+            return Ok(()); // the terminal is gone
+        }
+        // All there is: what the library has read, the terminal has no more.
+        while event::poll(Duration::ZERO).map_err(Failure::new)? {
             let key = key(&event::read().map_err(Failure::new)?);
             if !key.is_none_or(|key| view.press(key)) {
                 return Ok(());
@@ -165,6 +174,34 @@ fn watch(
         }
     }
     Ok(())
+}
+
+/// Where the keys come from.
+struct Input(File);
+
+impl Input {
+    /// What the library reads: stdin if that is a terminal, or else the terminal of the session.
+    fn open() -> Result<Input, Failure> {
+        let stdin = io::stdin();
+        let file = match stdin.is_terminal() {
+            true => stdin.as_fd().try_clone_to_owned().map(File::from),
+            false => File::open("/dev/tty"),
+        };
+        file.map(Input).map_err(Failure::new)
+    }
+
+    /// Waits for keys, a signal, or so long. `false` if the terminal is gone: whoever asked the
+    /// library then would wait forever, since it goes on reading what has ended.
+    fn wait(&self, most: Duration) -> Result<bool, Failure> {
+        let most = PollTimeout::try_from(most).unwrap_or(PollTimeout::MAX);
+        let mut asked = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut asked, most) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(Failure::new(errno)),
+        }
+        let gone = PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL;
+        Ok(!asked[0].revents().unwrap_or(PollFlags::empty()).intersects(gone))
+    }
 }
 
 fn source(totals: &Totals) -> &'static str {
@@ -194,6 +231,7 @@ fn key(event: &Event) -> Option<Key> {
         KeyCode::PageUp => Some(Key::PageUp),
         KeyCode::PageDown => Some(Key::PageDown),
         KeyCode::Home => Some(Key::Home),
+        KeyCode::End => Some(Key::End),
         _ => None,
     }
 }

@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
+use std::fmt;
 use std::time::Duration;
 
 use clap::ValueEnum;
@@ -20,6 +21,8 @@ pub struct Row {
     pub device: String,
     /// Whether it is what no file has.
     pub other: bool,
+    /// Between the two readings of its device: what the rates are by.
+    pub seconds: f64,
     /// Reads completed in a second.
     pub reads_per_second: f64,
     /// Writes completed in a second.
@@ -72,6 +75,13 @@ pub enum Sort {
     Queue,
     /// The name.
     Name,
+}
+
+/// The word for it, as on the command line.
+impl fmt::Display for Sort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&format!("{self:?}").to_lowercase())
+    }
 }
 
 /// What was done from one reading to the next: a row for each file, and one for the rest of each
@@ -153,6 +163,7 @@ fn row(
         name: name.to_owned(),
         device: if device.name.is_empty() { device.device.clone() } else { device.name.clone() },
         other: false,
+        seconds,
         reads_per_second: float(done.reads_completed) / seconds,
         writes_per_second: float(done.writes_completed) / seconds,
         read_bytes_per_second: float(done.read_bytes) / seconds,
@@ -293,7 +304,7 @@ pub(super) mod tests {
         let rows = rows(&before, &after, TICK);
         let [a, other] = &rows[..] else { panic!("{rows:?}") };
         assert_eq!((a.name.as_str(), a.device.as_str(), a.other), ("/a", "vg-lv", false));
-        assert_eq!((a.reads_per_second, a.read_bytes_per_second), (50.0, 1500.0));
+        assert_eq!((a.seconds, a.reads_per_second, a.read_bytes_per_second), (2.0, 50.0, 1500.0));
         assert_eq!((a.read_wait_ns, a.write_wait_ns), (Some(2_000_000), None));
         assert_eq!((a.queue, a.share), (0.1, Some(0.75)));
         assert_eq!((other.name.as_str(), other.other), ("(other)", true));

@@ -10,7 +10,7 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::Line;
 use ratatui::widgets::{Block, Clear, Paragraph};
 
-use super::model::Row;
+use super::model::{Row, Sort};
 use super::view::{HISTORY, SORTS, View};
 use crate::cli::explain::bytes;
 use crate::cli::totals::time;
@@ -125,7 +125,11 @@ pub fn lines(rows: &[Row], width: usize, view: Option<&View>) -> (String, Vec<St
             line.extend(past);
             line.extend([format!("{device:<DEVICE_WIDTH$} ")]);
         }
-        line + &end_of(&row.name, room)
+        // Each device has one, and its name may be out of sight.
+        match row.other && rank < HISTORY_RANK {
+            true => line + &end_of(&format!("{} {}", row.name, row.device), room),
+            false => line + &end_of(&row.name, room),
+        }
     };
     (head, rows.iter().map(line).collect())
 }
@@ -142,6 +146,11 @@ fn end_of(name: &str, width: usize) -> Cow<'_, str> {
     }
     let end: String = name.chars().skip(len + 1 - width.max(1)).collect();
     format!("<{end}").into()
+}
+
+/// Rows of the table that have room on a screen of this height.
+pub fn room(height: u16) -> usize {
+    usize::from(height).saturating_sub(3)
 }
 
 /// Draws all of it.
@@ -161,11 +170,10 @@ pub fn draw(frame: &mut Frame<'_>, view: &View, interval: Duration, colour: bool
     let rows = view.arranged();
     let (words, lines) = lines(&rows, table.width.into(), Some(view));
     frame.render_widget(Line::styled(words, style(Color::Reset, Modifier::REVERSED)), head);
-    let first = view.top.min(lines.len().saturating_sub(1));
     let body: Vec<Line<'_>> = rows
         .iter()
         .zip(lines)
-        .skip(first)
+        .skip(view.top)
         .map(|(row, line)| match row.other {
             true => Line::styled(line, style(Color::DarkGray, Modifier::empty())),
             false if row.bytes_per_second() > 0.0 => {
@@ -184,9 +192,11 @@ pub fn draw(frame: &mut Frame<'_>, view: &View, interval: Duration, colour: bool
     }
 }
 
+/// What changes comes first, since a small screen cuts the rest.
 fn title(view: &View, interval: Duration) -> String {
     let frozen = if view.frozen { ", frozen" } else { "" };
-    format!("dmfilemapd top: {}, every {interval:?}{frozen}", view.source)
+    let sort = view.sort.to_string();
+    format!("dmfilemapd top{frozen}: by {sort}, every {interval:?}, {}", view.source)
 }
 
 fn foot(view: &View) -> String {
@@ -198,20 +208,24 @@ fn foot(view: &View) -> String {
 }
 
 fn help(frame: &mut Frame<'_>) {
+    let sorts = |sorts: &[(char, Sort)]| {
+        let keys: Vec<String> = sorts.iter().map(|(key, _)| key.to_string()).collect();
+        let by: Vec<String> = sorts.iter().map(|(_, sort)| sort.to_string()).collect();
+        Line::from(format!("{:<8} by {}", keys.join(" "), by.join(", ")))
+    };
+    let (some, others) = SORTS.split_at(SORTS.len() / 2 + 1);
     let mut text: Vec<Line<'_>> = [
         "q        end",
         "h ?      this help",
         "f space  freeze, and go on",
-        "/        filter by file or device; Esc ends it",
-        "up down  scroll; also page up, page down, home",
+        "/        filter; Esc ends it",
+        "arrows   scroll, as do the page keys",
     ]
     .map(Line::from)
     .to_vec();
-    text.extend(SORTS.iter().map(|(key, sort)| {
-        Line::from(format!("{key}        sort by {}", format!("{sort:?}").to_lowercase()))
-    }));
-    text.push(Line::from("(other)  what no followed file of the device has"));
-    let area = centred(frame.area(), 52, u16::try_from(text.len() + 2).unwrap_or(u16::MAX));
+    text.extend([some, others].map(sorts));
+    text.push(Line::from("(other)  what no followed file has"));
+    let area = centred(frame.area(), 40, u16::try_from(text.len() + 2).unwrap_or(u16::MAX));
     frame.render_widget(Clear, area);
     frame.render_widget(Paragraph::new(text).block(Block::bordered().title("help")), area);
 }
@@ -231,7 +245,6 @@ mod tests {
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
 
-    use super::super::model::Sort;
     use super::super::view::Key;
     use super::super::view::tests::row;
     use super::*;
@@ -258,7 +271,7 @@ mod tests {
     fn a_wide_screen_has_all_columns() {
         let shown = shown(&view(), 140, 6);
         let lines: Vec<&str> = shown.lines().collect();
-        assert_eq!(lines[0], "dmfilemapd top: the service, every 2s");
+        assert_eq!(lines[0], "dmfilemapd top: by bytes, every 2s, the service");
         for word in ["READ/s", "w_await", "QUEUE", "SHARE", "HISTORY", "DEVICE", "FILE"] {
             assert!(lines[1].contains(word), "{word}: {shown}");
         }
@@ -290,6 +303,28 @@ mod tests {
         assert!(lines[2].ends_with("/srv/vm/a.img") && lines[2].contains("2.0 KiB"), "{small}");
         assert!(!lines[1].contains("QUEUE"), "{small}");
         assert_eq!(end_of("/srv/vm/a.img", 6), "<a.img");
+    }
+
+    #[test]
+    fn the_rest_of_a_device_is_known_from_that_of_another() {
+        let mut view = view();
+        view.take(vec![Row { other: true, ..row("(other)", 1.0) }]);
+        assert!(shown(&view, 60, 8).contains(" (other) vg-lv\n"));
+        assert!(shown(&view, 200, 8).contains(" vg-lv        (other)\n"));
+    }
+
+    #[test]
+    fn a_small_screen_has_all_of_the_help_and_what_is_on() {
+        let mut view = view();
+        for key in ['h', 'f', 'n'] {
+            view.press(Key::Char(key));
+        }
+        let help = shown(&view, 40, 10);
+        for word in ["q ", "freeze, ", "page keys", "written, iops", "queue, name", "file has"] {
+            assert!(help.contains(word), "{word}: {help}");
+        }
+        view.press(Key::Char('h'));
+        assert!(shown(&view, 40, 10).starts_with("dmfilemapd top, frozen: by name, every"));
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub struct View {
     pub help: bool,
     /// The first row that is shown.
     pub top: usize,
+    /// Rows that there is room for.
+    room: usize,
     /// Where the numbers come from, and what is wrong with them.
     pub source: &'static str,
     pub trouble: Option<String>,
@@ -37,10 +39,8 @@ pub enum Key {
     PageUp,
     PageDown,
     Home,
+    End,
 }
-
-/// Rows that a page moves by.
-const PAGE: usize = 10;
 
 impl View {
     pub fn new(sort: Sort, filter: String) -> View {
@@ -53,6 +53,7 @@ impl View {
             frozen: false,
             help: false,
             top: 0,
+            room: 1,
             source: "",
             trouble: None,
         }
@@ -72,7 +73,19 @@ impl View {
         self.history = history;
         if !self.frozen {
             self.rows = rows;
+            self.scroll_to(self.top);
         }
+    }
+
+    /// There is room for so many rows now.
+    pub fn fit(&mut self, room: usize) {
+        self.room = room.max(1);
+        self.scroll_to(self.top);
+    }
+
+    /// Shows the rows from this one on, or the last that there are.
+    fn scroll_to(&mut self, top: usize) {
+        self.top = top.min(self.arranged().len().saturating_sub(self.room));
     }
 
     /// The rows as they are to be shown, all of them.
@@ -113,11 +126,12 @@ impl View {
             Key::Char('h' | '?') => self.help = !self.help,
             Key::Char('f' | ' ') => self.frozen = !self.frozen,
             Key::Char('/') => self.typing = true,
-            Key::Up => self.top = self.top.saturating_sub(1),
-            Key::Down => self.top += 1,
-            Key::PageUp => self.top = self.top.saturating_sub(PAGE),
-            Key::PageDown => self.top += PAGE,
+            Key::Up => self.scroll_to(self.top.saturating_sub(1)),
+            Key::Down => self.scroll_to(self.top + 1),
+            Key::PageUp => self.scroll_to(self.top.saturating_sub(self.room)),
+            Key::PageDown => self.scroll_to(self.top + self.room),
             Key::Home => self.top = 0,
+            Key::End => self.scroll_to(usize::MAX),
             Key::Char(key) => {
                 if let Some((_, sort)) = SORTS.iter().find(|(of, _)| *of == key) {
                     self.sort = *sort;
@@ -163,6 +177,7 @@ pub(super) mod tests {
             name: name.to_owned(),
             device: "vg-lv".to_owned(),
             other: false,
+            seconds: 1.0,
             reads_per_second: 10.0,
             writes_per_second: 0.0,
             read_bytes_per_second: bytes,
@@ -204,6 +219,28 @@ pub(super) mod tests {
         assert!(view.press(Key::Char('q')), "out of the help first");
         assert!(!view.help);
         assert!(!view.press(Key::Char('q')));
+    }
+
+    #[test]
+    fn nobody_scrolls_beyond_the_last_row() {
+        let mut view = View::new(Sort::Name, String::new());
+        view.take((10..30).map(|at| row(&format!("/{at}"), 1.0)).collect());
+        view.fit(8);
+        let tops = |view: &mut View, keys: &[Key]| -> Vec<usize> {
+            let press = |key: &Key| {
+                view.press(*key);
+                view.top
+            };
+            keys.iter().map(press).collect()
+        };
+        assert_eq!(tops(&mut view, &[Key::Up, Key::Down, Key::PageDown]), [0, 1, 9]);
+        assert_eq!(tops(&mut view, &[Key::PageDown, Key::PageDown, Key::Up]), [12, 12, 11]);
+        assert_eq!(tops(&mut view, &[Key::Home, Key::End, Key::PageUp]), [0, 12, 4]);
+        view.press(Key::End);
+        view.fit(15);
+        assert_eq!(view.top, 5, "a larger screen");
+        view.take(vec![row("/a", 1.0)]);
+        assert_eq!(view.top, 0, "fewer rows");
     }
 
     #[test]

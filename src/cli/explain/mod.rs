@@ -2,24 +2,33 @@
 //!
 //! Needs no root and no device-mapper: it only reads.
 
+mod bar;
+mod layout;
+mod picture;
+
 use std::env;
 use std::fmt;
 use std::fs::{self, File};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
 
+use self::layout::Layout;
+use self::picture::Style;
 use super::json::{self, Document};
-use super::{Exit, Failure};
+use super::{Exit, Failure, terminal};
 use crate::config::{self, Layer};
+use crate::entry::mark;
 use crate::extent::SECTOR_BYTES;
 use crate::home::{label, sectors};
 use crate::kernel::control::Control;
 use crate::kernel::fiemap::Pages;
 use crate::kernel::process::end_at_broken_pipe;
 use crate::merge::merge;
-use crate::place::{self, Mount, mount_of};
+use crate::mode::Mode;
+use crate::place::{self, Mount, Place, mount_of};
 use crate::request::FilePath;
 use crate::sample::{open_regular, read_map};
 use crate::sight::Map;
@@ -32,6 +41,11 @@ pub struct Arguments {
     /// List every extent too, in sectors
     #[arg(short, long)]
     extents: bool,
+
+    /// Draw where it lies on the device, and the regions of its group beneath, as wide as the
+    /// terminal
+    #[arg(short, long)]
+    picture: bool,
 
     /// In JSON, as contrib/json.md describes it
     #[arg(long)]
@@ -54,6 +68,9 @@ struct Explanation {
     obstacle: Option<String>,
     device_mapper: Option<String>,
     device_mapper_error: Option<String>,
+    /// What a picture is made from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    layout: Option<Layout>,
 }
 
 #[derive(Debug, Serialize)]
@@ -95,14 +112,26 @@ pub fn main(arguments: &Arguments) -> Result<Exit, Failure> {
         Some(_) => None,
     };
     let obstacle = place::require(&file).err().map(|why| why.to_string());
+    let device_sectors = sectors(place.device);
+    let mut layout = match arguments.picture && unusable.is_none() {
+        true => Some(Layout::of_file(&file, device_sectors).map_err(|e| Failure::at(&path, e))?),
+        false => None,
+    };
     let (exit, device_mapper, device_mapper_error) = match Control::open() {
-        Ok(control) => {
+        Ok(mut control) => {
+            if let (Some(layout), None) = (&mut layout, &obstacle) {
+                layout.see_regions(&mut control, place.device, &keys(&path, &place));
+            }
             let version = control.version().map(|number| number.to_string()).join(".");
-            let exit = if obstacle.is_none() { Exit::Ok } else { Exit::Failed };
+            let unseen = layout.as_ref().is_some_and(|layout| layout.regions_error.is_some());
+            let exit = if obstacle.is_none() && !unseen { Exit::Ok } else { Exit::Failed };
             (exit, Some(version), None)
         }
         Err(error) => {
             let Failure(exit, error) = error.into();
+            if let (Some(layout), None) = (&mut layout, &obstacle) {
+                layout.regions_error = Some(error.clone());
+            }
             (if map.is_some() { exit } else { Exit::Failed }, None, Some(error))
         }
     };
@@ -113,18 +142,36 @@ pub fn main(arguments: &Arguments) -> Result<Exit, Failure> {
         inode: place.inode,
         device: place.device.to_string(),
         device_name: String::from_utf8_lossy(&device_name).into_owned(),
-        device_bytes: sectors(place.device) * SECTOR_BYTES,
+        device_bytes: device_sectors.saturating_mul(SECTOR_BYTES),
         map,
         unusable,
         obstacle,
         device_mapper,
         device_mapper_error,
+        layout,
     };
-    match arguments.json {
-        true => json::print(&Document::of(&explanation))?,
-        false => print!("{explanation}"),
-    }
+    tell(arguments, &explanation)?;
     Ok(exit)
+}
+
+fn tell(arguments: &Arguments, explanation: &Explanation) -> Result<(), Failure> {
+    if arguments.json {
+        return json::print(&Document::of(explanation));
+    }
+    let Some(layout) = &explanation.layout else {
+        print!("{explanation}");
+        return Ok(());
+    };
+    let style =
+        Style { width: terminal::width(), blocks: terminal::is_utf8(), all: arguments.extents };
+    let mut out = io::stdout().lock();
+    let mut lines = picture::lines(explanation, layout, &style).into_iter();
+    lines.try_for_each(|line| writeln!(out, "{line}")).map_err(Failure::new)
+}
+
+/// Those of the file's mark, in either mode.
+fn keys(path: &Path, place: &Place) -> [u64; 2] {
+    [Mode::Inode, Mode::Path].map(|mode| mark(path, mode, place).key)
 }
 
 fn read(path: &Path, file: &File) -> Result<Map, Failure> {
@@ -190,15 +237,19 @@ impl fmt::Display for Explanation {
 }
 
 impl Explanation {
+    fn device_named(&self) -> String {
+        match self.device_name.is_empty() {
+            true => self.device.clone(),
+            false => format!("{} ({})", self.device, self.device_name),
+        }
+    }
+
     fn surroundings(&self) -> String {
         let size = match self.device_bytes {
             0 => String::new(),
             size => format!(", {}", bytes(size)),
         };
-        let device = match self.device_name.is_empty() {
-            true => format!("{}{size}", self.device),
-            false => format!("{} ({}){size}", self.device, self.device_name),
-        };
+        let device = format!("{}{size}", self.device_named());
         match &self.mount {
             Some(Mounted { filesystem, point, source }) => {
                 let point = point.0.display();
