@@ -11,7 +11,7 @@ use crate::guest::Disk;
 use crate::judge::{Judge, quantile};
 use crate::keeper::{FULL_LOOK, Keeper, Keeping, Runs};
 use crate::support::table::{Cell, Table};
-use crate::trace::{self, Calls};
+use crate::trace::{self, Calls, Sleeps};
 use crate::{Bench, INTERVAL, in_turn, meter};
 
 /// After so long no file's extents are read any more because data may wait in memory: a little more
@@ -201,14 +201,16 @@ impl Round<'_> {
     /// CPU time and wake-ups for a while, in which the files change or not.
     fn window(&mut self, figures: &mut Figures, keeping: &mut Keeping, changing: bool) {
         let pids = keeping.pids();
-        let sleeps = || trace::sleeps(&pids) + children_sleeps();
+        let sleeps = || (Sleeps::of(&pids), children_sleeps());
         let (before, began) = (sleeps(), Instant::now());
         let done = || keeping.runs.as_ref().map(Runs::done);
         let done_before = done();
         let cpu = meter::cpu_of(|| self.pass(self.sizes.window, changing)).as_secs_f64();
         let seconds = began.elapsed().as_secs_f64();
         add(figures, CPU, cpu * 60.0 / seconds);
-        add(figures, SLEEPS, (sleeps() - before) as f64 / seconds);
+        let after = sleeps();
+        let sleeps = after.0.since(&before.0) + (after.1 - before.1);
+        add(figures, SLEEPS, sleeps as f64 / seconds);
         if let Some((done, before)) = done().zip(done_before) {
             add(figures, RUNS, (done - before) as f64 / seconds);
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sys::signal::{Signal, kill};
@@ -96,18 +96,28 @@ fn is_traced(pid: u32) -> bool {
     threads.flatten().all(|thread| is_traced(&thread.path()))
 }
 
-/// Times that the threads of these processes went to sleep so far.
-pub fn sleeps(pids: &[u32]) -> u64 {
-    let of = |pid: &u32| {
-        let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return 0 };
-        let sleeps = threads.flatten();
+/// Times that each thread of these processes went to sleep so far.
+#[derive(Debug)]
+pub struct Sleeps(BTreeMap<PathBuf, u64>);
+
+impl Sleeps {
+    pub fn of(pids: &[u32]) -> Sleeps {
+        let threads = pids.iter().filter_map(|pid| fs::read_dir(format!("/proc/{pid}/task")).ok());
         let of_thread = |thread: fs::DirEntry| {
             let status = fs::read_to_string(thread.path().join("status")).ok()?;
-            field(&status, "voluntary_ctxt_switches:")
+            Some((thread.path(), field(&status, "voluntary_ctxt_switches:")?))
         };
-        sleeps.filter_map(of_thread).sum()
-    };
-    pids.iter().map(of).sum()
+        Sleeps(threads.flatten().flatten().filter_map(of_thread).collect())
+    }
+
+    /// How often those that are there now went to sleep since then. What has ended took its number
+    /// with it.
+    pub fn since(&self, before: &Sleeps) -> u64 {
+        let of = |(thread, now): (&PathBuf, &u64)| {
+            now.saturating_sub(before.0.get(thread).copied().unwrap_or_default())
+        };
+        self.0.iter().map(of).sum()
+    }
 }
 
 fn field(status: &str, name: &str) -> Option<u64> {
