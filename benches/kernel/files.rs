@@ -39,7 +39,7 @@ const PLACES: u64 = 64;
 const CHANGES: usize = 100;
 
 /// Steps after which a file must have a map that it has not had for so long.
-const STEPS_MAX: usize = 8;
+const STEPS_MAX: usize = 64;
 
 /// A followed file of four pieces. In turns it is given one more and is robbed of its second: so
 /// each change is an extent more or one less, the others stay, and no map comes again within
@@ -83,11 +83,13 @@ impl File {
     /// The first piece always stays: with it goes the group's id, which is another kind of change.
     fn step(&mut self) {
         let place = |piece: u64| (1 + piece % PLACES) * STRIDE;
+        // Where a disk is full of others, the same blocks are had again and again.
+        let len = |piece: u64| 4 * KIB * (1 + piece % 7);
         if self.added - self.taken < EXTENTS {
-            change::write(&self.path, Way::Direct, place(self.added), PIECE);
+            change::write(&self.path, Way::Direct, place(self.added), len(self.added));
             self.added += 1;
         } else {
-            change::punch(&self.path, place(self.taken), PIECE);
+            change::punch(&self.path, place(self.taken), len(self.taken).max(PIECE));
             self.taken += 1;
         }
     }
