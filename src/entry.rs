@@ -30,7 +30,8 @@ pub fn entry(
     let mark = mark(path, mode, place);
     let path = path.into();
     let identity = Identity { inode: place.inode, generation: place.generation };
-    let reach = Reach { mode, path, identity, open, mount: Mount::Unasked };
+    let realtime = place.filesystem.has_realtime();
+    let reach = Reach { mode, path, identity, open, mount: Mount::Unasked, realtime };
     let restless = place.filesystem.is_restless();
     let limits = Limits::NONE;
     let spec = Spec { mode, device: place.device, group, restless, pace, limits };

@@ -53,6 +53,13 @@ impl Filesystem {
     pub fn is_restless(self) -> bool {
         self == Filesystem::F2fs
     }
+
+    /// Whether it may keep a file's data on another device than `stat` names: xfs does so with
+    /// realtime files.
+    #[must_use]
+    pub fn has_realtime(self) -> bool {
+        self == Filesystem::Xfs
+    }
 }
 
 /// The file's surroundings.
@@ -140,7 +147,7 @@ pub fn obstacle_of_addresses(file: &File, place: &Place) -> Option<Obstacle> {
             "an overlayfs shows it, and does not say on which device it lies; name the file by its \
              path in the layer below (upperdir or lowerdir in /proc/self/mountinfo)",
         ),
-        Filesystem::Xfs if is_realtime(file) => Some(
+        filesystem if filesystem.has_realtime() && is_realtime(file) => Some(
             "it is a realtime file of xfs: its addresses are of the realtime device, while stat \
              names the data device",
         ),

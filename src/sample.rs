@@ -36,6 +36,9 @@ pub struct Reach {
     pub open: Option<File>,
     /// Through which mount it was opened.
     pub mount: Mount,
+    /// Whether its filesystem may keep data on another device, so that what takes its place is
+    /// asked for that: [`Filesystem::has_realtime`](crate::place::Filesystem::has_realtime).
+    pub realtime: bool,
 }
 
 /// The mount through which a file was opened.
@@ -226,7 +229,7 @@ fn held(reach: &mut Reach, found: Stamp, last: Option<Imprint>) -> Result<Option
             return Ok(None);
         }
         // What took the place need not be what was checked at the start.
-        if is_realtime(&opened) {
+        if reach.realtime && is_realtime(&opened) {
             return Err(absent("there is a realtime file of xfs at the path", &reach.path));
         }
         reach.open = Some(opened);
@@ -509,7 +512,14 @@ mod tests {
 
     fn by_path(path: &Path) -> Reach {
         let identity = Identity { inode: 0, generation: 0 };
-        Reach { mode: Mode::Path, path: path.into(), identity, open: None, mount: Mount::Unasked }
+        Reach {
+            mode: Mode::Path,
+            path: path.into(),
+            identity,
+            open: None,
+            mount: Mount::Unasked,
+            realtime: false,
+        }
     }
 
     fn identity(file: &File) -> Identity {

@@ -201,6 +201,7 @@ fn entry(path: &Arc<Path>) -> std::io::Result<Entry> {
             identity,
             open: Some(open),
             mount: Mount::Unasked,
+            realtime: false, // it stays open
         },
         spec: Spec { mode, device, group: None, restless: false, pace, limits },
         template: Template {

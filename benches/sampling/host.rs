@@ -15,6 +15,7 @@ use dmfilemapd::group::Mark;
 use dmfilemapd::kernel::fiemap::Pages;
 use dmfilemapd::message::RegionId;
 use dmfilemapd::mode::Mode;
+use dmfilemapd::place;
 use dmfilemapd::sample::{self, Identity, Mount, Reach};
 use dmfilemapd::shape::Limits;
 use dmfilemapd::sight::Sight;
@@ -76,12 +77,14 @@ impl Host {
         let device = sample::device(&metadata);
         let (pace, limits) = (Pace::fixed(INTERVAL), Limits::NONE);
         let spec = Spec { mode, device, group: None, restless: false, pace, limits };
-        let open = if open { Some(sample::open_regular(path)?) } else { None };
+        let opened = sample::open_regular(path)?;
+        let realtime = place::locate(&opened).is_ok_and(|place| place.filesystem.has_realtime());
+        let open = open.then_some(opened);
         let identity = Identity { inode: metadata.ino(), generation: 0 };
         let file = self.engine.follow(self.now, spec);
         assert_eq!(file.index(), self.reaches.len(), "files are numbered as they come");
         let (path, mount) = ((&**path).into(), Mount::Unasked);
-        self.reaches.push(Some(Reach { mode, path, identity, open, mount }));
+        self.reaches.push(Some(Reach { mode, path, identity, open, mount, realtime }));
         Ok(())
     }
 

@@ -67,6 +67,7 @@ pub(super) struct Seen {
 pub(super) struct By {
     pub(super) mode: Mode,
     pub(super) identity: Identity,
+    pub(super) realtime: bool,
     /// A descriptor of this process by which it is reached, should its path lead to it no more.
     pub(super) descriptor: Option<RawFd>,
 }
@@ -315,8 +316,8 @@ impl Clerk {
     }
 
     fn member(&mut self, holder: Holder, path: SharedPath, by: By) -> Member {
-        let By { mode, identity, descriptor } = by;
-        let reach = Reach { mode, path, identity, open: None, mount: Mount::Unasked };
+        let By { mode, identity, descriptor, realtime } = by;
+        let reach = Reach { mode, path, identity, open: None, mount: Mount::Unasked, realtime };
         self.numbers = self.numbers.wrapping_add(1);
         self.moved = true;
         let (number, now) = (self.numbers, Instant::now());
@@ -483,8 +484,9 @@ impl Member {
     /// another file's, which the reach would tell.
     fn look_by_descriptor(&self, pages: &mut Pages) -> Option<Sight> {
         let path = format!("/proc/self/fd/{}", self.descriptor?);
-        let Reach { mode, identity, mount, .. } = self.reach;
-        let mut reach = Reach { mode, path: Path::new(&path).into(), identity, open: None, mount };
+        let Reach { mode, identity, mount, realtime, .. } = self.reach;
+        let mut reach =
+            Reach { mode, path: Path::new(&path).into(), identity, open: None, mount, realtime };
         Some(sample::look(&mut reach, None, None, false, pages))
     }
 }

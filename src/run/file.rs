@@ -16,12 +16,14 @@ use crate::paths::SharedPath;
 use crate::sample::{Identity, Mount, Reach};
 use crate::update::Template;
 
+#[allow(clippy::struct_excessive_bools)] // each is a fact of its own
 pub(super) struct File {
     pub(super) mode: Mode,
     pub(super) path: SharedPath,
     pub(super) identity: Identity,
     pub(super) open: Option<fs::File>,
     pub(super) mount: Mount,
+    pub(super) realtime: bool,
     /// A sampler has it: what is open and through which mount, that one knows.
     pub(super) away: bool,
     /// Of its group's mark, or of that which the group is to be made with.
@@ -60,7 +62,7 @@ impl File {
         alias: Option<Box<[u8]>>,
         claimed: Option<Claimed>,
     ) -> File {
-        let Reach { mode, path, identity, open, mount } = reach;
+        let Reach { mode, path, identity, open, mount, realtime } = reach;
         let unusual = alias.map(|alias| Box::new(Unusual { alias: Some(alias), making: None }));
         File {
             mode,
@@ -68,6 +70,7 @@ impl File {
             identity,
             open,
             mount,
+            realtime,
             away: false,
             nonce: 0,
             making: false,
@@ -82,9 +85,10 @@ impl File {
 
     /// How it is reached, for a sampler, until that gives it back.
     pub(super) fn lend(&mut self) -> Reach {
-        let File { mode, identity, mount, .. } = *self;
+        let File { mode, identity, mount, realtime, .. } = *self;
+        let (path, open) = (self.path.clone(), self.open.take());
         self.away = true;
-        Reach { mode, path: self.path.clone(), identity, open: self.open.take(), mount }
+        Reach { mode, path, identity, open, mount, realtime }
     }
 
     pub(super) fn take_back(&mut self, reach: Reach) {

@@ -309,9 +309,10 @@ impl Run {
     fn enlist(&self, device: Device) -> Vec<Enlisted> {
         let enlisted = |file: FileId| {
             let holder = self.holder(file)?;
-            let File { mode, identity, open, path, away, .. } = &self.files[file.index()];
+            let File { mode, identity, realtime, open, path, away, .. } = &self.files[file.index()];
             let descriptor = open.as_ref().map(AsRawFd::as_raw_fd);
-            let by = (!away).then_some(By { mode: *mode, identity: *identity, descriptor });
+            let (mode, identity, realtime) = (*mode, *identity, *realtime);
+            let by = (!away).then_some(By { mode, identity, realtime, descriptor });
             Some(Enlisted { file, holder, path: path.clone(), by })
         };
         self.followed_on(device).filter_map(enlisted).collect()

@@ -378,6 +378,7 @@ mod tests {
             identity: Identity { inode: 2, generation: 0 },
             open: None,
             mount: Mount::Unasked,
+            realtime: false,
         };
         let mut reaches: Vec<Reach> = (0..100).map(reach).collect();
         let mut batch = Batch { device: DEVICE, maps: None, looks: looks.collect() };
