@@ -5,6 +5,7 @@ use std::error::Error;
 use std::process::{Command, Stdio};
 
 use dmfilemapd::mode::Mode;
+use dmfilemapd::{place, sample};
 
 use crate::child::{Errand, INTERVAL, SWEEPS, TOUCH, answer, calls_between_marks};
 use crate::host::Looks;
@@ -29,9 +30,11 @@ pub fn count(folder: &Folder, files: &Files, counts: &mut Counts) -> Result<Tabl
         return Ok(table);
     }
     for (mode, by) in [(Mode::Inode, "descriptor"), (Mode::Path, "path")] {
-        // By path a first change takes the stamp, open, the stamp of what was opened, whether it is
-        // a realtime file, the map, and close.
-        let first = if mode == Mode::Path { 6 } else { 2 };
+        // By path a first change takes the stamp, open, the stamp of what was opened, the map, and
+        // close; and on xfs whether it is a realtime file.
+        let file = sample::open_regular(&files.paths[0])?;
+        let realtime = place::locate(&file)?.filesystem.has_realtime();
+        let first = if mode == Mode::Path { 5 + usize::from(realtime) } else { 2 };
         for (errand, kind, expected) in [
             (Errand::Sweep(mode, Looks::Stamps), "idle", 1),
             (Errand::Sweep(mode, Looks::Maps), "changing", 2),
