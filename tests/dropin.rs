@@ -718,7 +718,6 @@ fn a_group_that_is_taken_over_amid_an_update_is_given_up() {
 /// then, for two seconds or until the delay is dropped.
 fn amid_an_update(disk: &Disk, daemon: &Daemon, change: impl FnOnce()) -> Daemon {
     let second_create = 3; // after the listing and the first create
-    disk.account();
     let pid = daemon.pid().to_string();
     let inject = format!("inject=ioctl:delay_enter=2000000:when={second_create}");
     let mut strace = Command::new("strace");

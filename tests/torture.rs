@@ -199,7 +199,6 @@ fn update(file: &Path, group: Option<u32>) -> Command {
 
 fn cut_everywhere(scenes: &[Scene]) {
     let disk = Disk::format(0, "ext4", "");
-    disk.account();
     let mut random = Random::from_environment();
     let mut kills = 0;
     for (at, scene) in scenes.iter().enumerate() {
@@ -325,7 +324,6 @@ fn a_daemon_killed_at_any_message_leaves_a_whole_map() {
         return;
     }
     let disk = Disk::format(0, "ext4", "");
-    disk.account();
     let (file, next) = (disk.path("data"), disk.path("next"));
     let mut table = Table::of(&disk);
     write_pieces(&file, 3);
@@ -619,7 +617,6 @@ fn what_is_killed_and_never_comes_back_goes_by_gc() {
         return;
     }
     let disk = Disk::format(0, "ext4", "");
-    disk.account();
     let (lost, kept) = (disk.path("lost"), disk.path("kept"));
     let mut table = Table::of(&disk);
     table.create("0+8", "other", THEIRS);

@@ -9,6 +9,7 @@ use std::{fmt, fs, io};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
+use nix::sys::utsname::uname;
 
 use crate::dm::{Device, Dm, Label, Reply, Turn};
 use crate::kernel::apart;
@@ -481,23 +482,32 @@ impl fmt::Debug for Control {
 /// Whether I/O of the device is in flight, which is what a `@stats_create` waits for. Then it is
 /// worth a process of its own: some 50 us, where the create takes milliseconds.
 ///
-/// If that cannot be known it counts as busy, which kernels before 6.5 leave no choice in: their
-/// device-mapper says that it accounts for nothing, and does.
+/// If that cannot be known it counts as busy.
 fn is_busy(device: Device) -> bool {
     let read = |name| fs::read_to_string(format!("/sys/dev/block/{device}/{name}")).ok();
-    !is_idle(read("queue/iostats").as_deref(), read("inflight").as_deref())
+    let release = uname().map(|system| system.release().to_string_lossy().into_owned());
+    let accounts = accounts(&release.unwrap_or_default(), read("queue/iostats").as_deref());
+    !accounts || !is_idle(read("inflight").as_deref())
 }
 
-/// What `queue/iostats` and `inflight` of the device say: where I/O is not accounted for, none
-/// seems to be in flight, however much there is.
+/// Whether a kernel of this release accounts for the I/O of a device of device-mapper that says so
+/// much in `queue/iostats`. Before 6.5 all of them say no, and it does (`dm_io_acct()`).
+fn accounts(release: &str, iostats: Option<&str>) -> bool {
+    let mut numbers = release.split(|letter: char| !letter.is_ascii_digit()).map(str::parse);
+    let version = match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor),
+        _ => (u32::MAX, 0),
+    };
+    version < (6, 5) || iostats.is_some_and(|iostats| iostats.trim() == "1")
+}
+
+/// What `inflight` of the device says, reads and writes.
 ///
 /// ```text
-/// 1
 ///        0        1
 /// ```
-fn is_idle(iostats: Option<&str>, inflight: Option<&str>) -> bool {
-    let mut counts = inflight.unwrap_or("?").split_ascii_whitespace();
-    iostats.is_some_and(|iostats| iostats.trim() == "1") && counts.all(|count| count == "0")
+fn is_idle(inflight: Option<&str>) -> bool {
+    inflight.is_some_and(|counts| counts.split_ascii_whitespace().all(|count| count == "0"))
 }
 
 fn kind_of(turn: Turn) -> libc::c_int {
@@ -685,13 +695,23 @@ mod tests {
     }
 
     #[test]
-    fn a_device_is_idle_only_if_its_io_is_accounted_for_and_none_is_in_flight() {
-        let none = Some("       0        0\n");
-        assert!(is_idle(Some("1\n"), none));
-        assert!(!is_idle(Some("1\n"), Some("       0        1\n")));
-        assert!(!is_idle(Some("0\n"), none), "nothing is accounted for");
-        assert!(!is_idle(Some("2\n"), none), "a way to account for it that is not known");
-        assert!(!is_idle(None, none) && !is_idle(Some("1\n"), None), "nobody knows");
+    fn a_device_is_idle_only_if_it_says_that_nothing_is_in_flight() {
+        assert!(is_idle(Some("       0        0\n")));
+        assert!(!is_idle(Some("       0        1\n")) && !is_idle(Some("       1        0\n")));
+        assert!(!is_idle(None), "nobody knows");
+    }
+
+    #[test]
+    fn what_a_device_says_of_its_accounts_counts_since_6_5() {
+        for release in ["6.5.0", "6.12.9+deb13-amd64", "7.0-rc1", "", "unheard of"] {
+            assert!(accounts(release, Some("1\n")));
+            assert!(!accounts(release, Some("0\n")), "{release}");
+            assert!(!accounts(release, Some("2\n")), "a way to do so that is not known");
+            assert!(!accounts(release, None), "nobody knows");
+        }
+        for release in ["6.1.0-56-amd64", "6.4.16", "5.10.0", "4.19"] {
+            assert!(accounts(release, Some("0\n")), "{release}");
+        }
     }
 
     #[test]

@@ -105,12 +105,6 @@ impl Disk {
         Disk { name, node, mount }
     }
 
-    /// Has it say that it accounts for its I/O, as it does from Linux 6.5 on. While none is in
-    /// flight a process makes its creates itself, so that strace counts them with other messages.
-    pub fn account(&self) {
-        vm::sh(&format!("echo 1 >/sys/dev/block/{}/queue/iostats", vm::device(&self.node)));
-    }
-
     /// Mounts it where it was mounted before.
     pub fn mount_again(&self) {
         vm::sh(&format!("mount {} {}", self.node.display(), self.mount.display()));
