@@ -131,7 +131,7 @@ impl Followed {
             need: 0,
             ordered: spec.limits.max_regions,
             changed: Tenths::ZERO,
-            settled: Tenths::from(now + settings.settle),
+            settled: Tenths::until(now + settings.settle),
             full_look: Tenths::until(now),
             pending: false,
             shared: false,

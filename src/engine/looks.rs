@@ -100,7 +100,7 @@ impl Engine {
         let imprint = stamp.imprint();
         let same_stamp = followed.stamp == Some(imprint);
         if !same_stamp {
-            followed.settled = Tenths::from(now + settings.settle);
+            followed.settled = Tenths::until(now + settings.settle);
         }
         followed.open = followed.mode == Mode::Path;
         followed.stamp = Some(imprint);
