@@ -643,6 +643,7 @@ fn ext3() {
 #[test]
 fn xfs() {
     if vm::inside("rest::xfs") {
+        write_back_soon();
         let bench = Bench::new(Disk::format(0, "xfs", "-q -m reflink=1"), &[BOTH, XFS], NEVER);
         bench.check_from_rest(BOTH);
         bench.check_from_rest(XFS);
