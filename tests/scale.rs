@@ -156,8 +156,9 @@ const IDLE: usize = 1000;
 const READINGS: usize = 20;
 
 /// System calls from one reading to the next, at most: what threads take to wait for each other and
-/// to read some attributes, and now and then a listing of the device.
-const CALLS_MAX: usize = 100;
+/// to read some attributes, and now and then a listing of the device; a quarter of what one look at
+/// each file would be.
+const CALLS_MAX: usize = 250;
 
 /// How many system calls there were from one reading of the device's write counter to the next.
 fn calls_by_reading(disk: &Disk) -> Vec<usize> {
