@@ -485,9 +485,10 @@ impl fmt::Debug for Control {
 /// If that cannot be known it counts as busy.
 fn is_busy(device: Device) -> bool {
     let read = |name| fs::read_to_string(format!("/sys/dev/block/{device}/{name}")).ok();
-    let release = uname().map(|system| system.release().to_string_lossy().into_owned());
-    let accounts = accounts(&release.unwrap_or_default(), read("queue/iostats").as_deref());
-    !accounts || !is_idle(read("inflight").as_deref())
+    let release = || uname().map(|system| system.release().to_string_lossy().into_owned());
+    // What is in flight says enough by itself, if anything is.
+    !is_idle(read("inflight").as_deref())
+        || !accounts(&release().unwrap_or_default(), read("queue/iostats").as_deref())
 }
 
 /// Whether a kernel of this release accounts for the I/O of a device of device-mapper that says so

@@ -15,7 +15,7 @@ pub(super) struct Stat {
     /// Whether it says that it counts at all.
     kept: bool,
     /// Whether it has counted although it said that it does not.
-    honest: bool,
+    nevertheless: bool,
     /// Something else has come about since.
     old: bool,
 }
@@ -25,18 +25,18 @@ impl Stat {
     pub(super) fn of(device: Device, before: Option<&Stat>) -> Option<Stat> {
         let text = sysfs(device, "stat")?;
         let kept = sysfs(device, "queue/iostats").is_none_or(|iostats| iostats.trim() == "1");
-        Some(Stat { text, kept, honest: false, old: false }.after(before))
+        Some(Stat { text, kept, nevertheless: false, old: false }.after(before))
     }
 
     fn after(mut self, before: Option<&Stat>) -> Stat {
         let moved = |before: &Stat| !before.kept && !self.kept && before.text != self.text;
-        self.honest = before.is_some_and(|before| before.honest || moved(before));
+        self.nevertheless = before.is_some_and(|before| before.nevertheless || moved(before));
         self
     }
 
     /// Whether nothing has moved on the device since it said this.
     pub(super) fn is_still(&self, before: &Stat) -> bool {
-        (self.kept && before.kept || self.honest) && self.text == before.text && !before.old
+        (self.kept && before.kept || self.nevertheless) && self.text == before.text && !before.old
     }
 
     /// That nothing has moved since will not mean that there is nothing new.
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     fn stat(text: &str, kept: bool) -> Stat {
-        Stat { text: text.to_owned(), kept, honest: false, old: false }
+        Stat { text: text.to_owned(), kept, nevertheless: false, old: false }
     }
 
     #[test]
