@@ -137,6 +137,8 @@ pub enum Touch<'a> {
     Device(Device),
     /// Where this link leads to, and all that is on the way.
     Link(&'a Path),
+    /// Nothing but memory, until something else is. It may always be.
+    Memory,
 }
 
 /// Is asked each time before something is touched, and says whether it may be.
@@ -172,6 +174,7 @@ pub fn expand(pattern: &Pattern, max: usize, ask: &mut Ask<'_>) -> Expansion {
         walk.out.problems.clear(); // those that matter come again
     }
     walk.start(&pattern.steps);
+    (walk.ask)(Touch::Memory);
     walk.out.files = walk.found.into_values().collect();
     walk.out
 }
@@ -277,6 +280,7 @@ impl Walk<'_, '_> {
             }
         };
         for entry in entries {
+            (self.ask)(Touch::Device(device)); // a step each: the folder may be large
             if self.names_left == 0 {
                 self.out.cut = true;
                 break;
@@ -462,6 +466,7 @@ mod tests {
             asked.push(match touch {
                 Touch::Device(device) => device.to_string(),
                 Touch::Link(path) => path.display().to_string(),
+                Touch::Memory => "memory".to_owned(),
             });
             !refused(touch)
         };
@@ -483,7 +488,8 @@ mod tests {
         let (_, found) = self::asked(&text, |touch| matches!(touch, Touch::Link(_)));
         assert_eq!((found.files.len(), found.skipped), (2, vec![root.path().join("c")]));
         let (asked, found) = self::asked(&text, |touch| matches!(touch, Touch::Device(_)));
-        assert_eq!((found.files.len(), asked.len()), (0, 2), "no way in, for either reading");
+        assert_eq!((found.files.len(), asked.len()), (0, 3), "no way in, for either reading");
+        assert_eq!(asked.last().unwrap(), "memory", "what is found is put in order");
         let first = root.path().components().nth(1).unwrap();
         assert_eq!(found.skipped, [Path::new("/").join(first), Path::new("/").join(first)]);
     }

@@ -125,7 +125,9 @@ pub(super) fn look_for<D: Dm>(
         let at_home = missing.home.as_ref().map(|home| home.is(end));
         Some(Found { whose, end, at_home, file })
     };
-    task.missing.iter().filter_map(look).collect()
+    let found = task.missing.iter().filter_map(look).collect();
+    task.trail.step(Touch::Memory);
+    found
 }
 
 fn end_of(path: &Path, trail: &Trail) -> Option<Device> {

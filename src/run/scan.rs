@@ -163,7 +163,9 @@ pub(super) fn scan(task: &Task, require: Require) -> Seen {
         if !ask(Touch::Device(found.device)) {
             continue;
         }
-        match prepare(&found, terms, require, &mut homes) {
+        let prepared = prepare(&found, terms, require, &mut homes);
+        ask(Touch::Memory);
+        match prepared {
             Ok(entry) => {
                 seen.fresh.push(Fresh { key, terms: terms.clone(), by: By::Rule, entry });
             }
@@ -181,6 +183,7 @@ pub(super) fn scan(task: &Task, require: Require) -> Seen {
                 && device_towards(&file.path, &mut ask) == Some(file.device)
         });
         seen.gone = unwanted.map(|(key, _)| *key).collect();
+        ask(Touch::Memory);
     }
     seen
 }

@@ -1,6 +1,6 @@
 //! One scan after the other, and past those that are stuck.
 //!
-//! A scan that has not taken a step for a while stands before a device that does not answer. It is
+//! A scan whose step is not over for a while stands before a device that does not answer. It is
 //! left where it is, and the next one goes everywhere else, until the device answers and it comes
 //! back.
 
@@ -13,7 +13,7 @@ use super::trail::{Spot, Trail};
 use crate::dm::Device;
 use crate::engine::Time;
 
-/// From when on a scan that takes no step counts as stuck.
+/// From when on a step that is not over counts as stuck.
 const STILL: Duration = Duration::from_secs(2);
 
 /// Scans that may be out at a time, each but the last stuck before another device.
@@ -158,6 +158,18 @@ mod tests {
         scans.wish(at(103));
         scans.end(at(102), number, MINUTE);
         assert_eq!(scans.next_due(), Some(at(103)), "it was wished for meanwhile");
+    }
+
+    #[test]
+    fn a_scan_that_is_at_work_on_what_it_has_seen_is_not_stuck() {
+        let mut scans = Scans::default();
+        let (number, trail) = begin(&mut scans, at(0)).unwrap();
+        trail.step(on(0));
+        trail.step(Touch::Memory);
+        for second in 1..100 {
+            assert!(begin(&mut scans, at(second)).is_none());
+        }
+        assert!(scans.end(at(100), number, MINUTE).is_some());
     }
 
     #[test]

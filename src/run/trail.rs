@@ -33,11 +33,13 @@ impl fmt::Display for Spot {
     }
 }
 
-impl From<Touch<'_>> for Spot {
-    fn from(touch: Touch<'_>) -> Spot {
+impl Spot {
+    /// Where whoever touches this may be stuck, if anywhere.
+    fn of(touch: Touch<'_>) -> Option<Spot> {
         match touch {
-            Touch::Device(device) => Spot::Device(device),
-            Touch::Link(path) => Spot::Link(path.to_owned()),
+            Touch::Device(device) => Some(Spot::Device(device)),
+            Touch::Link(path) => Some(Spot::Link(path.to_owned())),
+            Touch::Memory => None,
         }
     }
 }
@@ -57,19 +59,16 @@ impl Trail {
 
     /// The next step is this; whether it may be taken.
     pub(super) fn step(&self, touch: Touch<'_>) -> bool {
-        let spot = Spot::from(touch);
-        if self.shunned.contains(&spot) {
+        let spot = Spot::of(touch);
+        if spot.as_ref().is_some_and(|spot| self.shunned.contains(spot)) {
             return false;
         }
         let mut here = self.here.lock();
-        here.0 += 1;
-        if here.1.as_ref() != Some(&spot) {
-            here.1 = Some(spot);
-        }
+        *here = (here.0 + 1, spot);
         true
     }
 
-    /// How many steps were taken, and what the last one touches.
+    /// How many steps were taken, and what the last one touches if it is not over.
     pub(super) fn here(&self) -> (u64, Option<Spot>) {
         self.here.lock().clone()
     }
@@ -106,11 +105,12 @@ impl Counter {
 impl Client<'_> {
     /// The next step is this; whether it may be taken.
     pub(super) fn step(&mut self, touch: Touch<'_>) -> bool {
-        let spot = Spot::from(touch);
-        if self.spot.as_ref() == Some(&spot) {
+        let spot = Spot::of(touch);
+        if self.spot == spot {
             return true;
         }
         self.leave();
+        let Some(spot) = spot else { return true };
         let mut counts = self.counter.0.lock();
         let all = counts.values().sum::<usize>();
         let here = counts.get(&spot).copied().unwrap_or_default();
@@ -158,10 +158,13 @@ mod tests {
     #[test]
     fn a_trail_leads_past_what_is_shunned() {
         let link = Path::new("/srv/link");
-        let trail = Trail::new([on(0).into(), Touch::Link(link).into()].into());
+        let trail =
+            Trail::new([on(0), Touch::Link(link)].into_iter().filter_map(Spot::of).collect());
         assert!(trail.step(on(1)) && trail.step(on(1)));
         assert!(!trail.step(on(0)) && !trail.step(Touch::Link(link)));
-        assert_eq!(trail.here(), (2, Some(on(1).into())));
+        assert_eq!(trail.here(), (2, Spot::of(on(1))));
+        assert!(trail.step(Touch::Memory));
+        assert_eq!(trail.here(), (3, None), "it waits for no device");
     }
 
     #[test]
