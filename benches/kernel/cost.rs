@@ -12,7 +12,7 @@ use crate::judge::{Judge, quantile};
 use crate::keeper::{FULL_LOOK, Keeper, Keeping, Runs};
 use crate::support::table::{Cell, Table};
 use crate::trace::{self, Calls, Sleeps};
-use crate::{Bench, INTERVAL, in_turn, meter};
+use crate::{Bench, INTERVAL, begin, in_turn, meter};
 
 /// After so long no file's extents are read any more because data may wait in memory: a little more
 /// than `guest::write_back_soon` says.
@@ -64,7 +64,7 @@ struct Sizes {
 
 pub fn run(bench: &mut Bench) {
     let sizes = Sizes {
-        files: bench.files.map_or_else(|| bench.sized(vec![10], vec![1, 100]), |one| vec![one]),
+        files: bench.files.map_or_else(|| bench.sized(vec![10], vec![1, 10, 100, 300]), |one| vec![one]),
         rounds: bench.sized(1, 3),
         window: Duration::from_secs(bench.sized(2, 20)),
         watch: Duration::from_secs(bench.sized(2, 10)),
@@ -113,6 +113,7 @@ fn measure(
     for number in 0..sizes.rounds {
         for at in in_turn(number, keepers.len()) {
             let (keeper, figures) = (&keepers[at], &mut figures[at]);
+            begin("cost", number, &format!("{count} files kept by {}", keeper.name()));
             let first = number == 0;
             let mut round = Round { bench, disk, files: &mut files, keeper, sizes, first };
             round.measure(figures);

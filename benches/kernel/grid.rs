@@ -9,7 +9,7 @@ use crate::guest::Disk;
 use crate::judge::{Judge, quantile};
 use crate::keeper::Keeper;
 use crate::support::table::{Cell, Table};
-use crate::{Bench, INTERVAL, in_turn, meter, trace};
+use crate::{Bench, INTERVAL, begin, in_turn, meter, trace};
 
 /// What device-mapper has allocated for all its regions.
 const ALLOCATED: &str = "/sys/module/dm_mod/parameters/stats_current_allocated_bytes";
@@ -63,6 +63,7 @@ fn measure(bench: &mut Bench, disk: &Disk, count: usize) -> [Figures; KEEPERS.le
     for round in 0..bench.sized(1, 3) {
         for at in in_turn(round, KEEPERS.len()) {
             let keeper = &KEEPERS[at];
+            begin("grid", round, &format!("{count} files kept by {}", keeper.name()));
             let keeping = keeper.start(disk, &files, INTERVAL);
             if *keeper != Keeper::Nobody && !bench.arguments.quick {
                 thread::sleep(BEGUN);

@@ -15,7 +15,7 @@ use crate::guest::Disk;
 use crate::judge::{Judge, quantile};
 use crate::keeper::Keeper;
 use crate::support::table::{Cell, Table};
-use crate::{Bench, INTERVAL, in_turn, meter};
+use crate::{Bench, INTERVAL, begin, in_turn, meter};
 
 /// What others read and write, beside the followed files.
 const FIO_FILE: &str = "fio.dat";
@@ -106,6 +106,8 @@ fn with_monitors(bench: &Bench, table: &mut Table, device: &str, disk: &Disk, ke
         for round in 0..sizes(bench).rounds {
             for at in in_turn(round, keepers.len()) {
                 let keeper = &keepers[at];
+                let kept = format!("{count} files kept by {}", keeper.name());
+                begin("harm", round, &format!("{device}, {kept}"));
                 let keeping = keeper.start(disk, &files, INTERVAL);
                 let measured = measure(&fio, kinds, sizes(bench).seconds, &mut files);
                 drop(keeping);
@@ -181,6 +183,7 @@ pub fn regions(bench: &mut Bench) {
     let mut speeds = vec![Vec::new(); numbers.len()];
     for round in 0..sizes(bench).rounds {
         for at in in_turn(round, numbers.len()) {
+            begin("regions", round, &format!("{} regions", numbers[at]));
             for region in 0..numbers[at] {
                 // All over the device, and mostly elsewhere than what is read.
                 judge.table().create(&format!("{}+8", region * 64), "bench", "-");

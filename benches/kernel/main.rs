@@ -99,6 +99,11 @@ fn in_turn(round: usize, count: usize) -> impl Iterator<Item = usize> {
     (0..count).map(move |at| if round % 2 == 0 { at } else { count - 1 - at })
 }
 
+/// Says what is measured next: a table takes minutes.
+fn begin(table: &str, round: usize, what: &str) {
+    eprintln!("{table}: round {}, {what}", round + 1);
+}
+
 type Measure = fn(&mut Bench);
 
 /// What can be asked for, by name.
