@@ -15,8 +15,8 @@ const OUTPUT: &str = "/tmp/trace";
 const OPTIONS: [&str; 8] = ["-f", "-qq", "-s", "16", "-e", "abbrev=statx", "-o", OUTPUT];
 
 /// How often each was called. Some kinds of ioctls are counted by themselves as well: messages to
-/// the device-mapper under their first words, `@fiemap`, and `@sync` for those of these that ask
-/// for a writeback.
+/// the device-mapper under their first words, `@version`, with which whoever opens its node asks
+/// for that, `@fiemap`, and `@sync` for those of these that ask for a writeback.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Calls(BTreeMap<String, u64>);
 
@@ -75,6 +75,9 @@ impl Calls {
             if let Some((_, message)) = rest.split_once("\"@stats_") {
                 let end = message.find([' ', '"']).unwrap_or(message.len());
                 *calls.entry(format!("@stats_{}", &message[..end])).or_default() += 1;
+            }
+            if rest.contains("DM_VERSION") {
+                *calls.entry("@version".to_owned()).or_default() += 1;
             }
             if rest.contains("FS_IOC_FIEMAP") {
                 *calls.entry("@fiemap".to_owned()).or_default() += 1;
