@@ -96,7 +96,7 @@ fn wait_long<T>(what: &str, mut condition: impl FnMut() -> Result<T, String>) ->
             Ok(answer) => return answer,
             Err(why) => assert!(start.elapsed() < Duration::from_secs(300), "{what}: {why}"),
         }
-        thread::sleep(Duration::from_millis(500));
+        thread::sleep(Duration::from_secs(3)); // the status of so many files takes its time, too
     }
 }
 
