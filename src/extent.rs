@@ -3,6 +3,7 @@
 use std::fmt;
 use std::num::NonZeroU64;
 
+use smallvec::SmallVec;
 use xxhash_rust::xxh3::{Xxh3Default, xxh3_128};
 
 /// Bytes in a sector: the unit of device-mapper tables and statistics, whatever the block size
@@ -92,9 +93,27 @@ impl fmt::Debug for Extent {
 /// which is why lists are never compared as they come. The order of the sectors *within* the file
 /// is forgotten: a region does not know it.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
-pub struct Extents(Vec<Extent>);
+pub struct Extents(List);
+
+/// Extents in any order. A single one has its place in here, where the address and the length of
+/// more would be.
+pub(crate) type List = SmallVec<[Extent; 1]>;
 
 impl Extents {
+    /// As [`FromIterator`] collects them, in the same memory.
+    #[must_use]
+    pub(crate) fn of_list(mut extents: List) -> Extents {
+        extents.sort_unstable();
+        extents.dedup_by(|next, merged| {
+            let touches = next.start <= merged.end;
+            if touches {
+                merged.end = merged.end.max(next.end);
+            }
+            touches
+        });
+        Extents(extents)
+    }
+
     /// The extents, by rising sector.
     #[must_use]
     pub fn as_slice(&self) -> &[Extent] {
@@ -156,9 +175,9 @@ impl Extents {
     /// The sectors of this map that are not in `other`.
     #[must_use]
     pub fn without(&self, other: &Extents) -> Extents {
-        let mut rest = Vec::new();
+        let mut rest = List::new();
         let mut holes = other.0.as_slice();
-        for extent in &self.0 {
+        for extent in self.as_slice() {
             let mut start = extent.start;
             while let [hole, more @ ..] = holes {
                 if hole.start >= extent.end {
@@ -210,16 +229,7 @@ fn as_bytes<'a>(batch: &[Extent], bytes: &'a mut [u8; 16 * BATCH]) -> &'a [u8] {
 /// Collects extents in any order, overlapping or not, into the normal form.
 impl FromIterator<Extent> for Extents {
     fn from_iter<I: IntoIterator<Item = Extent>>(extents: I) -> Extents {
-        let mut extents: Vec<Extent> = extents.into_iter().collect();
-        extents.sort_unstable();
-        extents.dedup_by(|next, merged| {
-            let touches = next.start <= merged.end;
-            if touches {
-                merged.end = merged.end.max(next.end);
-            }
-            touches
-        });
-        Extents(extents)
+        Extents::of_list(extents.into_iter().collect())
     }
 }
 

@@ -9,7 +9,7 @@ use nix::libc;
 use rustix::fs::{FileType, Stat, fstat};
 
 use crate::dm::Device;
-use crate::extent::{Extent, Extents};
+use crate::extent::{Extent, Extents, List};
 use crate::kernel::fiemap::{self, Mapped, Pages};
 use crate::kernel::inode;
 use crate::mode::Mode;
@@ -404,8 +404,8 @@ pub fn spot(mapped: &Mapped) -> Spot {
 
 #[derive(Default)]
 struct Walk {
-    extents: Vec<Extent>,
-    blank: Vec<Extent>,
+    extents: List,
+    blank: List,
     pages: usize,
     pending: bool,
     shared: bool,
@@ -441,8 +441,7 @@ impl Walk {
 
     fn into_map(self, torn: bool) -> Map {
         let Walk { extents, blank, pending, shared, shared_sectors, .. } = self;
-        let (extents, blank): (Extents, Extents) =
-            (extents.into_iter().collect(), blank.into_iter().collect());
+        let (extents, blank) = (Extents::of_list(extents), Extents::of_list(blank));
         let fingerprint = extents.fingerprint();
         Map { extents, blank, fingerprint, pending, shared, shared_sectors, torn }
     }

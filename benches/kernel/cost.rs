@@ -64,7 +64,9 @@ struct Sizes {
 
 pub fn run(bench: &mut Bench) {
     let sizes = Sizes {
-        files: bench.files.map_or_else(|| bench.sized(vec![10], vec![1, 10, 100, 300]), |one| vec![one]),
+        files: bench
+            .files
+            .map_or_else(|| bench.sized(vec![10], vec![1, 10, 100, 300]), |one| vec![one]),
         rounds: bench.sized(1, 3),
         window: Duration::from_secs(bench.sized(2, 20)),
         watch: Duration::from_secs(bench.sized(2, 10)),

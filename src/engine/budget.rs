@@ -124,6 +124,9 @@ impl Engine {
         let Some(followed) = self.followed(file) else { return };
         let need = followed.extents.max(followed.regions).min(followed.limits().max_regions);
         let before = std::mem::replace(&mut followed.need, need);
+        if before == need {
+            return;
+        }
         let lane = followed.lane as usize;
         if let Some(level) = self.lanes[lane].budget.change(before, need) {
             self.level(now, lane, level);
