@@ -95,8 +95,8 @@ impl fmt::Debug for Extent {
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct Extents(List);
 
-/// Extents in any order. A single one has its place in here, where the address and the length of
-/// more would be.
+/// Extents. A list that never had more than one has that in here, where the address and the length
+/// of more would be.
 pub(crate) type List = SmallVec<[Extent; 1]>;
 
 impl Extents {

@@ -416,6 +416,7 @@ impl Walk {
     fn all(&mut self, file: &File, pages: &mut Pages) -> io::Result<()> {
         each_page(file, pages, |page| {
             self.pages += 1;
+            self.extents.reserve(page.len()); // once, and not at all for a single one
             for mapped in page {
                 self.take(mapped);
             }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use dmfilemapd::request::Totals;
 
+use crate::Bench;
 use crate::change::{self, KIB, MIB, Way};
 use crate::daemon;
 use crate::files::Files;
@@ -15,7 +16,6 @@ use crate::guest::Disk;
 use crate::judge::Judge;
 use crate::keeper::Keeper;
 use crate::support::table::{Cell, Table};
-use crate::{Bench, begin};
 
 /// Between two looks or updates: so long that dmstats has time for all files in between.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -162,7 +162,7 @@ pub fn run(bench: &mut Bench) {
         let mut rows: Vec<Vec<Cell>> = Vec::new();
         let mut totals = Vec::new();
         for keeper in &keepers {
-            begin("kept", 0, &format!("{kind}, kept by {}", keeper.name()));
+            eprintln!("kept: {kind}, kept by {}", keeper.name());
             for (at, (worker, counted)) in work(&disk, keeper, steps).into_iter().enumerate() {
                 if rows.len() == at {
                     totals.push(counted.totals.into());

@@ -101,7 +101,7 @@ fn in_turn(round: usize, count: usize) -> impl Iterator<Item = usize> {
 
 /// Says what is measured next: a table takes minutes.
 fn begin(table: &str, round: usize, what: &str) {
-    eprintln!("{table}: round {}, {what}", round + 1);
+    eprintln!("{table}, round {}: {what}", round + 1);
 }
 
 type Measure = fn(&mut Bench);

@@ -15,8 +15,8 @@ const OUTPUT: &str = "/tmp/trace";
 const OPTIONS: [&str; 8] = ["-f", "-qq", "-s", "16", "-e", "abbrev=statx", "-o", OUTPUT];
 
 /// How often each was called. Some kinds of ioctls are counted by themselves as well: messages to
-/// the device-mapper under their first words, `@version`, with which whoever opens its node asks
-/// for that, `@fiemap`, and `@sync` for those of these that ask for a writeback.
+/// the device-mapper under their first words, `@version`, which whoever opens its node asks for,
+/// `@fiemap`, and `@sync` for those of these that ask for a writeback.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Calls(BTreeMap<String, u64>);
 

@@ -46,8 +46,8 @@ impl Results {
         Results { table: Table::new("sampling", title, &headings), counts: Counts::default() }
     }
 
-    /// Takes turns between the floor and a sweep, and counts what the sweep allocates: nothing, even
-    /// where it reads the maps of files that have one extent, as these do.
+    /// Takes turns between the floor and a sweep, and counts what the sweep allocates: nothing,
+    /// even where it reads the maps of files that have one extent, as these do.
     fn compare(&mut self, look: &Look<'_>, floor: Side<'_>, host: &mut Host) {
         let files = look.files.paths.len();
         let rounds = (1_000_000 / files).clamp(15, 101);

@@ -130,14 +130,14 @@ pub struct Found {
     pub inode: u64,
 }
 
-/// What is about to be touched, which may take as long as a device does.
+/// What is about to be touched.
 #[derive(Clone, Copy, Debug)]
 pub enum Touch<'a> {
-    /// A filesystem on this device.
+    /// A filesystem on this device, which may take as long as that does.
     Device(Device),
     /// Where this link leads to, and all that is on the way.
     Link(&'a Path),
-    /// Nothing but memory, until something else is. It may always be.
+    /// Nothing but memory, until it is asked again. The answer does not matter.
     Memory,
 }
 
@@ -174,7 +174,6 @@ pub fn expand(pattern: &Pattern, max: usize, ask: &mut Ask<'_>) -> Expansion {
         walk.out.problems.clear(); // those that matter come again
     }
     walk.start(&pattern.steps);
-    (walk.ask)(Touch::Memory);
     walk.out.files = walk.found.into_values().collect();
     walk.out
 }
@@ -230,7 +229,9 @@ impl Walk<'_, '_> {
         if self.out.cut || steps.is_empty() && passed() {
             return;
         }
-        match see(path, device, self.ask) {
+        let seen = see(path, device, self.ask);
+        (self.ask)(Touch::Memory);
+        match seen {
             Some(Ok(metadata)) => self.go_on(path, &metadata, steps),
             Some(Err(error)) => self.report(path, error),
             None => self.out.skipped.push(path.to_owned()),
@@ -291,6 +292,7 @@ impl Walk<'_, '_> {
                 Err(error) => self.report(folder, error),
             }
         }
+        (self.ask)(Touch::Memory);
         names
     }
 
@@ -488,10 +490,22 @@ mod tests {
         let (_, found) = self::asked(&text, |touch| matches!(touch, Touch::Link(_)));
         assert_eq!((found.files.len(), found.skipped), (2, vec![root.path().join("c")]));
         let (asked, found) = self::asked(&text, |touch| matches!(touch, Touch::Device(_)));
-        assert_eq!((found.files.len(), asked.len()), (0, 3), "no way in, for either reading");
-        assert_eq!(asked.last().unwrap(), "memory", "what is found is put in order");
+        assert_eq!((found.files.len(), asked.len()), (0, 4), "no way in, for either reading");
         let first = root.path().components().nth(1).unwrap();
         assert_eq!(found.skipped, [Path::new("/").join(first), Path::new("/").join(first)]);
+    }
+
+    #[test]
+    fn each_name_of_a_folder_is_a_step_and_no_device_is_waited_for_in_between() {
+        let names: Vec<String> = (0..50).map(|name| format!("{name}.img")).collect();
+        let root = tree(&names.iter().map(String::as_str).collect::<Vec<_>>());
+        let device = sample::device(&root.path().metadata().unwrap()).to_string();
+        let text = format!("{}/*.iso", root.path().display());
+        let (asked, _) = asked(&text, |_| false);
+        let steps = asked.iter().rev().skip(1).take_while(|touch| **touch == device).count();
+        assert_eq!((steps, asked.last().unwrap().as_str()), (names.len() + 1, "memory"));
+        let (asked, _) = self::asked(&format!("{}/0.img", root.path().display()), |_| false);
+        assert_eq!(asked.last().unwrap(), "memory");
     }
 
     #[test]

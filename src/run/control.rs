@@ -157,6 +157,7 @@ where
     /// Takes a file over from lvm2's command line.
     fn follow(&self, follow: &Follow, file: File, peer: &Peer) -> Result<socket::Answer, String> {
         let mut client = self.counter.client();
+        let file = file; // whatever is refused: it is closed before the client leaves
         let device = file.metadata().map(|metadata| sample::device(&metadata));
         client.step(Touch::Device(device.map_err(|error| error.to_string())?));
         client.refusal()?;

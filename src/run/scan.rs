@@ -174,16 +174,20 @@ pub(super) fn scan(task: &Task, require: Require) -> Seen {
     }
     if seen.problems.is_empty() && !cut {
         let is_hidden = |path: &Path| skipped.iter().any(|(folder, _)| path.starts_with(folder));
+        let mut leads_home = |file: &Known| {
+            let end = device_towards(&file.path, &mut ask);
+            ask(Touch::Memory);
+            end == Some(file.device)
+        };
         let unwanted = followed.iter().filter(|(key, file)| {
             file.by_rule
                 && !found_keys.contains(*key)
                 && !is_hidden(&file.path)
                 // Or its filesystem is not there: it has not gone then, and the group is to be
                 // there when it comes back.
-                && device_towards(&file.path, &mut ask) == Some(file.device)
+                && leads_home(file)
         });
         seen.gone = unwanted.map(|(key, _)| *key).collect();
-        ask(Touch::Memory);
     }
     seen
 }
@@ -224,4 +228,33 @@ pub(super) enum Finding {
     Reloaded(Result<Box<Config>, Errors>),
     /// Whether the ledger was written.
     Saved(Result<(), String>),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{self, Layer};
+
+    #[test]
+    fn a_scan_waits_for_no_device_when_it_has_seen_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let entry = format!("[[file]]\npath = \"{}/*.img\"\n", folder.path().display());
+        std::fs::write(folder.path().join("config.toml"), entry).unwrap();
+        std::fs::write(folder.path().join("new.img"), "").unwrap();
+        let config = config::read(folder.path(), std::iter::empty(), Layer::new()).unwrap();
+        let device = sample::device(&folder.path().metadata().unwrap());
+        let gone = folder.path().join("gone.img");
+        let known = Known { path: (&*gone).into(), device, by_rule: true };
+        let key = Key::of_path(&gone);
+        let task = Task {
+            wanted: Arc::new(config.into()),
+            followed: [(key, known)].into(),
+            missing: Vec::new(),
+            trail: Arc::new(Trail::new(HashSet::new())),
+        };
+        let seen = scan(&task, |_| Err(Obstacle::NoFiemap));
+        assert_eq!((seen.gone.as_slice(), seen.unfit.len()), (&[key][..], 1), "{seen:?}");
+        let (steps, spot) = task.trail.here();
+        assert!(steps > 0 && spot.is_none(), "{spot:?}");
+    }
 }
