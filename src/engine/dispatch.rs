@@ -225,19 +225,20 @@ fn looks(
 ) -> Vec<Look> {
     let mut looks = room.unwrap_or_default();
     for file in queued {
-        let sight = match taken.front() {
-            Some((front, stamp)) if *front == file => Sight::Changed(*stamp),
-            _ => Sight::Same,
-        };
-        if sight != Sight::Same {
+        let stamp = taken.front().filter(|(front, _)| *front == file).map(|(_, stamp)| *stamp);
+        if stamp.is_some() {
             taken.pop_front();
         }
-        match files[file.index()].as_mut() {
-            Some(followed) => {
-                followed.looked = now;
-                looks.push(Look { file, last: followed.stamp, sight });
-            }
-            None => free.push(file), // let go while it waited
+        let Some(followed) = files[file.index()].as_mut() else {
+            free.push(file); // let go while it waited
+            continue;
+        };
+        followed.looked = now;
+        let last = followed.stamp;
+        // Each by itself: what a sight has room for is not moved where it is the same.
+        match stamp {
+            Some(stamp) => looks.push(Look { file, last, sight: Sight::Changed(stamp) }),
+            None => looks.push(Look { file, last, sight: Sight::Same }),
         }
     }
     if taken.is_empty() {

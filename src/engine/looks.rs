@@ -24,11 +24,6 @@ impl Engine {
             }
         }
         for Look { file, sight, .. } in &mut looks {
-            // Most are the same; the others are long, and moved no more than they have to be.
-            let sight = match sight {
-                Sight::Same => Sight::Same,
-                sight => mem::replace(sight, Sight::Same),
-            };
             if self.answered(*file).is_some() {
                 self.seen(now, *file, sight, actions);
             }
@@ -39,7 +34,8 @@ impl Engine {
         }
     }
 
-    fn seen(&mut self, now: Time, file: FileId, sight: Sight, actions: &mut Vec<Action>) {
+    /// What was seen is taken out of `sight`: it is long, and moved no more than it has to be.
+    fn seen(&mut self, now: Time, file: FileId, sight: &mut Sight, actions: &mut Vec<Action>) {
         let absence = self.settings.absence;
         let Some(followed) = self.followed(file) else { return };
         if let Some(end) = followed.end().cloned() {
@@ -59,11 +55,11 @@ impl Engine {
                 followed.job = Job::Look;
                 if let Some(lane) = self.lane_of_file(file) {
                     lane.maps.push_back(file);
-                    lane.taken.push_back((file, stamp));
+                    lane.taken.push_back((file, *stamp));
                 }
             }
-            Sight::Mapped(stamp, map) => self.mapped(now, file, stamp, map, actions),
-            Sight::Failed(why) => self.failed(now, file, why, actions),
+            Sight::Mapped(stamp, map) => self.mapped(now, file, *stamp, map, actions),
+            Sight::Failed(why) => self.failed(now, file, mem::take(why), actions),
             Sight::Unused => self.end(now, file, End::Unused, actions),
             Sight::Unmounted => self.let_go(now, file, End::Unmounted, actions),
             Sight::Absent { found, beside } => {
@@ -76,7 +72,7 @@ impl Engine {
                 }
                 let device = self.lane_of_file(file).map(|lane| lane.device);
                 if device.is_some_and(|device| beside.contains(&device)) {
-                    self.end(now, file, End::Absent(found), actions);
+                    self.end(now, file, End::Absent(mem::take(found)), actions);
                 } else {
                     self.let_go(now, file, End::Unmounted, actions);
                 }
@@ -89,7 +85,7 @@ impl Engine {
         now: Time,
         file: FileId,
         stamp: Stamp,
-        map: Map,
+        map: &mut Map,
         actions: &mut Vec<Action>,
     ) {
         let settings = self.settings;
@@ -122,7 +118,7 @@ impl Engine {
         let before = followed.fingerprint.replace(map.fingerprint);
         followed.shown &= before == Some(map.fingerprint);
         self.weigh(now, file);
-        self.show(now, file, map.extents, same_stamp, actions);
+        self.show(now, file, &mut map.extents, same_stamp, actions);
     }
 
     /// Has the group show the file's map, unless it does.
@@ -130,7 +126,7 @@ impl Engine {
         &mut self,
         now: Time,
         file: FileId,
-        map: Extents,
+        map: &mut Extents,
         same_stamp: bool,
         actions: &mut Vec<Action>,
     ) {
@@ -143,7 +139,7 @@ impl Engine {
         }
         followed.job = Job::Update;
         followed.be_quick();
-        let order = Order::Update(file, followed.group, map);
+        let order = Order::Update(file, followed.group, mem::take(map));
         self.lanes[followed.lane as usize].orders.push_back(order);
     }
 
