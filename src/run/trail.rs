@@ -179,6 +179,9 @@ mod tests {
         assert!(last.step(on(1)), "another device");
         assert!(clients[0].step(Touch::Memory));
         assert!(clients.last_mut().unwrap().step(on(0)), "one has left");
+        assert!(!clients[0].step(on(0)));
+        clients.pop();
+        assert!(clients[0].step(on(0)), "one is gone");
     }
 
     #[test]
