@@ -64,9 +64,7 @@ struct Sizes {
 
 pub fn run(bench: &mut Bench) {
     let sizes = Sizes {
-        files: bench
-            .files
-            .map_or_else(|| bench.sized(vec![10], vec![1, 10, 100, 300]), |one| vec![one]),
+        files: bench.numbers(&[10], &[1, 10, 100, 300]),
         rounds: bench.sized(1, 3),
         window: Duration::from_secs(bench.sized(2, 20)),
         watch: Duration::from_secs(bench.sized(2, 10)),

@@ -32,8 +32,7 @@ pub fn run(bench: &mut Bench) {
     let title = "Files that change every 1.1 s on one device: regions for each, or a grid of 4 MiB";
     let mut table = Table::new("grid", title, &headings);
     let disk = bench.disk("ext4");
-    let several = bench.sized(vec![2], vec![1, 10, 100]);
-    for count in bench.files.map_or(several, |one| vec![one]) {
+    for count in bench.numbers(&[2], &[1, 10, 100]) {
         let figures = measure(bench, &disk, count);
         let middle = |numbers: &[f64]| quantile(numbers.to_vec(), 0.5).unwrap();
         let without = middle(&figures[0].cpu);

@@ -69,6 +69,12 @@ impl Bench {
         if self.arguments.quick { quick } else { full }
     }
 
+    /// The numbers of files to measure with, one after the other: these, or the one that was named.
+    #[must_use]
+    pub fn numbers(&self, quick: &[usize], full: &[usize]) -> Vec<usize> {
+        self.files.map_or_else(|| self.sized(quick, full).to_vec(), |one| vec![one])
+    }
+
     /// The next ramdisk, of which nothing is used yet.
     pub fn ramdisk(&mut self) -> u32 {
         assert!(self.ramdisks < outside::RAMDISKS, "the kernel was given too few ramdisks");
