@@ -120,9 +120,11 @@ pub fn daemons() -> Vec<u32> {
     found
 }
 
-/// Whether the process runs our program. One that has ended and was not waited for does not.
+/// Whether the process runs our program. One that has ended and was not waited for does not, nor
+/// does one within execve: the kernel names the new program before it has the words.
 fn is_daemon(pid: u32) -> bool {
-    fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == Path::new(PROGRAM))
+    let program = fs::read_link(format!("/proc/{pid}/exe"));
+    program.is_ok_and(|exe| exe == Path::new(PROGRAM)) && cmdline(pid) != [""]
 }
 
 /// The one process that runs our program.
