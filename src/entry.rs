@@ -28,14 +28,13 @@ pub fn entry(
     pace: Pace,
 ) -> Entry {
     let mark = mark(path, mode, place);
-    let path = path.into();
     let identity = Identity { inode: place.inode, generation: place.generation };
     let realtime = place.filesystem.has_realtime();
-    let reach = Reach { mode, path, identity, open, mount: Mount::Unasked, realtime };
+    let reach = Reach { mode, identity, open, mount: Mount::Unasked, realtime };
     let restless = place.filesystem.is_restless();
     let limits = Limits::NONE;
     let spec = Spec { mode, device: place.device, group, restless, pace, limits };
-    Entry { reach, spec, template, mark, home: None }
+    Entry { path: path.into(), reach, spec, template, mark, home: None }
 }
 
 /// A mark for the file: the same key in every run that follows it in the same mode, and a nonce of

@@ -71,6 +71,10 @@ impl Extent {
     pub fn overlaps(self, other: Extent) -> bool {
         self.start < other.end && other.start < self.end
     }
+
+    fn to_bytes(self) -> [u8; 16] {
+        (u128::from(self.end) << u64::BITS | u128::from(self.start)).to_le_bytes()
+    }
 }
 
 /// As the kernel writes a range: `START+LEN`.
@@ -102,16 +106,9 @@ pub(crate) type List = SmallVec<[Extent; 1]>;
 impl Extents {
     /// As [`FromIterator`] collects them, in the same memory.
     #[must_use]
-    pub(crate) fn of_list(mut extents: List) -> Extents {
-        extents.sort_unstable();
-        extents.dedup_by(|next, merged| {
-            let touches = next.start <= merged.end;
-            if touches {
-                merged.end = merged.end.max(next.end);
-            }
-            touches
-        });
-        Extents(extents)
+    #[inline] // a single extent, as most files have, is in normal form
+    pub(crate) fn of_list(extents: List) -> Extents {
+        Extents(if extents.len() < 2 { extents } else { merged(extents) })
     }
 
     /// The extents, by rising sector.
@@ -202,17 +199,31 @@ impl Extents {
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
         // In batches: a call of `update` costs more than hashing the sixteen bytes of one extent.
-        let mut bytes = [0; 16 * BATCH];
-        let digest = if self.len() <= BATCH {
-            xxh3_128(as_bytes(&self.0, &mut bytes)) // so is the state of a hash of many batches
-        } else {
-            let mut hash = Xxh3Default::new();
-            self.0.chunks(BATCH).for_each(|batch| hash.update(as_bytes(batch, &mut bytes)));
-            hash.digest128()
+        let digest = match self.as_slice() {
+            [] => xxh3_128(&[]), // to clear the room for a batch takes longer than these two
+            [extent] => xxh3_128(&extent.to_bytes()),
+            few if few.len() <= BATCH => xxh3_128(as_bytes(few, &mut [0; 16 * BATCH])),
+            many => {
+                let (mut hash, mut bytes) = (Xxh3Default::new(), [0; 16 * BATCH]);
+                many.chunks(BATCH).for_each(|batch| hash.update(as_bytes(batch, &mut bytes)));
+                hash.digest128()
+            }
         };
         #[allow(clippy::cast_possible_truncation)] // into its two halves
         Fingerprint((digest >> 64) as u64, NonZeroU64::MIN | digest as u64)
     }
+}
+
+fn merged(mut extents: List) -> List {
+    extents.sort_unstable();
+    extents.dedup_by(|next, merged| {
+        let touches = next.start <= merged.end;
+        if touches {
+            merged.end = merged.end.max(next.end);
+        }
+        touches
+    });
+    extents
 }
 
 /// Extents that are hashed at a time.
@@ -220,8 +231,7 @@ const BATCH: usize = 64;
 
 fn as_bytes<'a>(batch: &[Extent], bytes: &'a mut [u8; 16 * BATCH]) -> &'a [u8] {
     for (extent, bytes) in batch.iter().zip(bytes.chunks_exact_mut(16)) {
-        bytes[..8].copy_from_slice(&extent.start.to_le_bytes());
-        bytes[8..].copy_from_slice(&extent.end.to_le_bytes());
+        bytes.copy_from_slice(&extent.to_bytes());
     }
     &bytes[..16 * batch.len()]
 }

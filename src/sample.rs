@@ -14,11 +14,10 @@ use crate::kernel::fiemap::{self, Mapped, Pages};
 use crate::kernel::inode;
 use crate::mode::Mode;
 use crate::mounts::{Lists, Mounts};
-use crate::paths::SharedPath;
 use crate::place::is_realtime;
 use crate::sight::{Imprint, Map, Sight, Stamp};
 
-/// How a file is reached.
+/// How a file is reached, besides the path where it was found.
 ///
 /// By its inode: through the descriptor, while there is one; and by the path as long as that leads
 /// to the same inode, for want of a descriptor. By its path: what is there, whatever it is.
@@ -26,9 +25,7 @@ use crate::sight::{Imprint, Map, Sight, Stamp};
 pub struct Reach {
     /// What it is followed by.
     pub mode: Mode,
-    /// Where it was found.
-    pub path: SharedPath,
-    /// Which inode was found there.
+    /// Which inode was found at the path.
     pub identity: Identity,
     /// It, as it was opened. In path mode it is used while it is still the file at the path: it
     /// spares an open and a close per look, and on xfs before 6.12 each close, even of a reader,
@@ -71,13 +68,19 @@ const LINKS_MAX: usize = 40;
 /// Tries to read a map of several pages without the file changing meanwhile.
 const TRIES: usize = 3;
 
-/// Compares the file's stamp with that of its last map. Opens nothing, and waits for nobody.
-pub fn compare(reach: &Reach, last: Option<Imprint>) -> Sight {
-    match stat(reach) {
-        Ok(stamp) if last == Some(stamp.imprint()) => Sight::Same,
-        Ok(stamp) => Sight::Changed(stamp),
-        Err(sight) => sight,
-    }
+/// Takes the file's stamp; `None` if it is that of its last map. Opens nothing, and waits for
+/// nobody.
+///
+/// # Errors
+///
+/// What there is to see instead, if there is no stamp to be had.
+#[allow(clippy::result_large_err)] // it is what a look gives, moved once
+pub fn compare(
+    path: &Path,
+    reach: &Reach,
+    last: Option<Imprint>,
+) -> Result<Option<Imprint>, Sight> {
+    Ok(Some(stat(path, reach)?).filter(|stamp| last != Some(*stamp)))
 }
 
 /// Looks at a file: the stamp first, then the map. A file that is opened for it stays open if
@@ -85,19 +88,20 @@ pub fn compare(reach: &Reach, last: Option<Imprint>) -> Sight {
 /// If the stamp was `taken` already, it is not taken again: the older it is, the more shows in the
 /// next one.
 pub fn look(
+    path: &Path,
     reach: &mut Reach,
     last: Option<Imprint>,
-    taken: Option<Stamp>,
+    taken: Option<&Imprint>,
     keep: bool,
     pages: &mut Pages,
 ) -> Sight {
     if let Some(file) = reach.held_inode() {
-        return match stat_unless(taken, reach) {
+        return match stat_unless(taken, path, reach) {
             Ok(stamp) => look_at_open(file, stamp, pages),
             Err(sight) => sight,
         };
     }
-    let sight = look_at_path(reach, last, taken, pages);
+    let sight = look_at_path(path, reach, last, taken, pages);
     if !keep || !matches!(sight, Sight::Mapped(..)) {
         reach.open = None;
     }
@@ -135,17 +139,18 @@ impl Reach {
 }
 
 fn look_at_path(
+    path: &Path,
     reach: &mut Reach,
     last: Option<Imprint>,
-    mut taken: Option<Stamp>,
+    mut taken: Option<&Imprint>,
     pages: &mut Pages,
 ) -> Sight {
     for _ in 0..TRIES {
-        let stamp = match stat_unless(taken.take(), reach) {
+        let stamp = match stat_unless(taken.take(), path, reach) {
             Ok(stamp) => stamp,
             Err(sight) => return sight,
         };
-        match held(reach, stamp, last) {
+        match held(path, reach, stamp, last) {
             Ok(Some(file)) => return look_at_open(file, stamp, pages),
             Ok(None) => {} // it was replaced in between: look again
             Err(sight) => return sight,
@@ -155,34 +160,36 @@ fn look_at_path(
 }
 
 #[allow(clippy::result_large_err)] // as below
-fn stat_unless(taken: Option<Stamp>, reach: &Reach) -> Result<Stamp, Sight> {
+fn stat_unless(taken: Option<&Imprint>, path: &Path, reach: &Reach) -> Result<Imprint, Sight> {
     match taken {
-        Some(stamp) => Ok(stamp),
-        None => stat(reach),
+        Some(stamp) => Ok(*stamp),
+        None => stat(path, reach),
     }
 }
 
 /// What the file is like now, if it is there and can be followed.
 #[allow(clippy::result_large_err)] // it is what a look gives, moved once
-fn stat(reach: &Reach) -> Result<Stamp, Sight> {
-    // By reference: the answers are long, and copied with a call if they are moved.
+fn stat(path: &Path, reach: &Reach) -> Result<Imprint, Sight> {
+    // By reference, and read here: the answers are long, and copied if they are handed on.
     if let Some(file) = reach.held_inode() {
         return match &fstat(file) {
-            Ok(found) if is_unused(file, found) => Err(Sight::Unused),
-            Ok(found) => Ok(stamp(found)),
-            Err(errno) => Err(Sight::Failed(format!("stat: {errno}"))),
+            Ok(found) if found.st_nlink > 0 || used_elsewhere(file, number(found)) => {
+                Ok(imprint(found))
+            }
+            Ok(_) => Err(Sight::Unused),
+            Err(errno) => Err(Sight::Failed(format!("stat: {}", *errno))),
         };
     }
-    match &rustix::fs::stat(&*reach.path) {
+    match &rustix::fs::stat(path) {
         Ok(found) if !is_regular(found) => {
-            let kind = std::fs::metadata(&reach.path).map_or("something else", |it| kind(&it));
-            Err(absent(&format!("there is {kind} at the path"), &reach.path))
+            let kind = std::fs::metadata(path).map_or("something else", |it| kind(&it));
+            Err(absent(&format!("there is {kind} at the path"), path))
         }
         Ok(found) if reach.mode == Mode::Inode && reach.identity.inode != found.st_ino => {
-            Err(absent("there is another file at the path", &reach.path))
+            Err(absent("there is another file at the path", path))
         }
-        Ok(found) => Ok(stamp(found)),
-        Err(errno) => Err(absent_or_failed(&reach.path, &(*errno).into())),
+        Ok(found) => Ok(imprint(found)),
+        Err(errno) => Err(absent_or_failed(path, &(*errno).into())),
     }
 }
 
@@ -214,23 +221,27 @@ fn absent_or_failed(path: &Path, error: &io::Error) -> Sight {
 
 /// The open file that has the stamp; `None` if another one is at the path by now.
 #[allow(clippy::result_large_err)] // likewise
-fn held(reach: &mut Reach, found: Stamp, last: Option<Imprint>) -> Result<Option<&File>, Sight> {
-    let is_found = |device, inode| (device, inode) == (found.device, found.inode);
-    let same = |stat: &Stat| is_found(device_of(stat.st_dev), stat.st_ino);
+fn held<'a>(
+    path: &Path,
+    reach: &'a mut Reach,
+    found: Imprint,
+    last: Option<Imprint>,
+) -> Result<Option<&'a File>, Sight> {
+    let found = (found.device, found.inode);
     // What was open at the last map need not be asked again: an open file's number stays its own.
-    let known = last.is_some_and(|last| is_found(last.device, last.inode));
-    let is_open = |file: &File| known || fstat(file).is_ok_and(|held| same(&held));
+    let known = last.is_some_and(|last| (last.device, last.inode) == found);
+    let is_open = |file: &File| known || matches!(&fstat(file), Ok(held) if number(held) == found);
     if !reach.open.as_ref().is_some_and(is_open) {
-        let opened = open_and_stat(&reach.path);
+        let opened = open_numbered(path);
         reach.open = None; // only now, so that the inode's number cannot be given anew
-        let (opened, stat) = opened.map_err(|error| absent_or_failed(&reach.path, &error))?;
+        let (opened, its) = opened.map_err(|error| absent_or_failed(path, &error))?;
         let later = || inode::generation(&opened).unwrap_or(0) != reach.identity.generation;
-        if !same(&stat) || reach.mode == Mode::Inode && later() {
+        if its != found || reach.mode == Mode::Inode && later() {
             return Ok(None);
         }
         // What took the place need not be what was checked at the start.
         if reach.realtime && is_realtime(&opened) {
-            return Err(absent("there is a realtime file of xfs at the path", &reach.path));
+            return Err(absent("there is a realtime file of xfs at the path", path));
         }
         reach.open = Some(opened);
     }
@@ -243,19 +254,26 @@ fn held(reach: &mut Reach, found: Stamp, last: Option<Imprint>) -> Result<Option
 ///
 /// Of the kernel, or `InvalidInput` if there is something else at the path.
 pub fn open_regular(path: &Path) -> io::Result<File> {
-    Ok(open_and_stat(path)?.0)
+    Ok(open_numbered(path)?.0)
 }
 
-fn open_and_stat(path: &Path) -> io::Result<(File, Stat)> {
+/// As [`open_regular`]; gives its [`number`] as well.
+fn open_numbered(path: &Path) -> io::Result<(File, (Device, u64))> {
     // A path may become a FIFO (whose open waits), a terminal or a device between two looks.
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    let stat = fstat(&file)?;
-    if is_regular(&stat) {
-        return Ok((file, stat));
+    match &fstat(&file) {
+        Ok(found) if is_regular(found) => return Ok((file, number(found))),
+        Ok(_) => {}
+        Err(errno) => return Err((*errno).into()),
     }
     let kind = kind(&file.metadata()?);
     Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is {kind}, not a regular file")))
+}
+
+/// What tells an inode from all others that are there at the same time.
+fn number(found: &Stat) -> (Device, u64) {
+    (device_of(found.st_dev), found.st_ino)
 }
 
 fn is_regular(stat: &Stat) -> bool {
@@ -276,19 +294,20 @@ pub fn kind(metadata: &Metadata) -> &'static str {
     }
 }
 
-/// The stamp that `stat` gives.
-fn stamp(found: &Stat) -> Stamp {
+/// What is remembered of the stamp that `stat` gives.
+fn imprint(found: &Stat) -> Imprint {
     let nanoseconds = |seconds: i64, rest| {
         seconds.wrapping_mul(1_000_000_000).wrapping_add(i64::try_from(rest).unwrap_or_default())
     };
-    Stamp {
+    let stamp = Stamp {
         device: device_of(found.st_dev),
         inode: found.st_ino,
         size: u64::try_from(found.st_size).unwrap_or_default(),
         blocks: u64::try_from(found.st_blocks).unwrap_or_default(),
         modified: nanoseconds(found.st_mtime, found.st_mtime_nsec),
         changed: nanoseconds(found.st_ctime, found.st_ctime_nsec),
-    }
+    };
+    stamp.imprint()
 }
 
 /// The device of the file's filesystem.
@@ -300,9 +319,10 @@ fn device_of(number: u64) -> Device {
     Device { major: libc::major(number), minor: libc::minor(number) }
 }
 
-fn look_at_open(file: &File, stamp: Stamp, pages: &mut Pages) -> Sight {
-    match read_map_since(file, stamp, pages) {
-        Ok(map) => Sight::Mapped(stamp, map),
+fn look_at_open(file: &File, stamp: Imprint, pages: &mut Pages) -> Sight {
+    let mut walk = Walk::default();
+    match walk.since(stamp, file, pages) {
+        Ok(torn) => Sight::Mapped(stamp, walk.into_map(torn)),
         Err(error) => Sight::Failed(format!("reading the extents (FIEMAP): {error}")),
     }
 }
@@ -317,24 +337,9 @@ fn look_at_open(file: &File, stamp: Stamp, pages: &mut Pages) -> Sight {
 ///
 /// Of [`Pages::read`], and `FileTooLarge` for a file of more than 2^24 extents.
 pub fn read_map(file: &File, pages: &mut Pages) -> io::Result<Map> {
-    read_map_since(file, stamp(&fstat(file)?), pages)
-}
-
-fn read_map_since(file: &File, mut before: Stamp, pages: &mut Pages) -> io::Result<Map> {
     let mut walk = Walk::default();
-    for _ in 0..TRIES {
-        walk = Walk::default();
-        walk.all(file, pages)?;
-        if walk.pages == 1 {
-            return Ok(walk.into_map(false));
-        }
-        let after = stamp(&fstat(file)?);
-        if after == before {
-            return Ok(walk.into_map(false));
-        }
-        before = after;
-    }
-    Ok(walk.into_map(true))
+    let torn = walk.since(imprint(&fstat(file)?), file, pages)?;
+    Ok(walk.into_map(torn))
 }
 
 /// Reads every extent as the filesystem tells it, in the order of the file. A file that changes
@@ -413,6 +418,25 @@ struct Walk {
 }
 
 impl Walk {
+    /// Walks until the stamp is the same before and after, or there was one page only, and at most
+    /// [`TRIES`] times. Gives whether the map is torn.
+    fn since(&mut self, mut before: Imprint, file: &File, pages: &mut Pages) -> io::Result<bool> {
+        let mut tries = 1;
+        loop {
+            self.all(file, pages)?;
+            if self.pages == 1 {
+                return Ok(false);
+            }
+            let after = imprint(&fstat(file)?);
+            if after == before || tries == TRIES {
+                return Ok(after != before);
+            }
+            *self = Walk::default();
+            before = after;
+            tries += 1;
+        }
+    }
+
     fn all(&mut self, file: &File, pages: &mut Pages) -> io::Result<()> {
         each_page(file, pages, |page| {
             self.pages += 1;
@@ -448,21 +472,17 @@ impl Walk {
     }
 }
 
-/// Whether the file is unlinked and nobody else has it open or mapped.
-fn is_unused(file: &File, found: &Stat) -> bool {
-    found.st_nlink == 0 && !used_elsewhere(file, found)
-}
-
-fn used_elsewhere(file: &File, found: &Stat) -> bool {
+/// Whether a file that is unlinked is open or mapped still, but for us.
+fn used_elsewhere(file: &File, number: (Device, u64)) -> bool {
     match inode::is_last_opener(file) {
         Ok(last) => !last,
         // No leases on this filesystem, or not for us: look who has it open. This does not see who
         // has it mapped only.
-        Err(_) => open_in_some_process(found),
+        Err(_) => open_in_some_process(number),
     }
 }
 
-fn open_in_some_process(wanted: &Stat) -> bool {
+fn open_in_some_process(number: (Device, u64)) -> bool {
     let Ok(processes) = std::fs::read_dir("/proc") else { return true };
     let me = std::process::id().to_string();
     let is_other = |name: &std::ffi::OsStr| {
@@ -474,7 +494,7 @@ fn open_in_some_process(wanted: &Stat) -> bool {
     files
         .flatten()
         .filter_map(|entry| std::fs::metadata(entry.path()).ok())
-        .any(|found| (found.dev(), found.ino()) == (wanted.st_dev, wanted.st_ino))
+        .any(|found| (device(&found), found.ino()) == number)
 }
 
 #[cfg(test)]
@@ -510,16 +530,9 @@ mod tests {
         check(mapped(301_864, 6, fiemap::DATA_INLINE | fiemap::NOT_ALIGNED), &[], true, false);
     }
 
-    fn by_path(path: &Path) -> Reach {
+    fn by_path() -> Reach {
         let identity = Identity { inode: 0, generation: 0 };
-        Reach {
-            mode: Mode::Path,
-            path: path.into(),
-            identity,
-            open: None,
-            mount: Mount::Unasked,
-            realtime: false,
-        }
+        Reach { mode: Mode::Path, identity, open: None, mount: Mount::Unasked, realtime: false }
     }
 
     fn identity(file: &File) -> Identity {
@@ -534,9 +547,9 @@ mod tests {
         let here = device(&std::fs::metadata(folder.path()).unwrap());
         let check = |path: &Path, why: &str| {
             let expected = Sight::Absent { found: why.to_owned(), beside: vec![here] };
-            let mut reach = by_path(path);
-            assert_eq!(compare(&reach, None), expected);
-            assert_eq!(look(&mut reach, None, None, true, &mut Pages::default()), expected);
+            let mut reach = by_path();
+            assert_eq!(compare(path, &reach, None).as_ref(), Err(&expected));
+            assert_eq!(look(path, &mut reach, None, None, true, &mut Pages::default()), expected);
         };
         check(&path, "there is no file at the path");
         check(&path.join("y/z"), "there is no file at the path");
@@ -566,18 +579,21 @@ mod tests {
         let (path, next) = (folder.path().join("x"), folder.path().join("next"));
         std::fs::write(&path, "old").unwrap();
         std::fs::write(&next, "new").unwrap();
-        let mut reach = by_path(&path);
-        let found = || stamp(&rustix::fs::stat(&path).unwrap());
-        let first = std::ptr::from_ref(held(&mut reach, found(), None).unwrap().unwrap());
-        let again = std::ptr::from_ref(held(&mut reach, found(), None).unwrap().unwrap());
+        let mut reach = by_path();
+        let found = || imprint(&rustix::fs::stat(&path).unwrap());
+        let first = std::ptr::from_ref(held(&path, &mut reach, found(), None).unwrap().unwrap());
+        let again = std::ptr::from_ref(held(&path, &mut reach, found(), None).unwrap().unwrap());
         assert_eq!(first, again, "kept open");
         let before = found();
         std::fs::rename(&next, &path).unwrap();
-        let after = held(&mut reach, found(), Some(before.imprint())).unwrap().unwrap();
-        assert_eq!(stamp(&fstat(after).unwrap()), found(), "not the one of the last map");
+        let after = held(&path, &mut reach, found(), Some(before)).unwrap().unwrap();
+        assert_eq!(imprint(&fstat(after).unwrap()), found(), "not the one of the last map");
         reach.open = None;
-        assert!(held(&mut reach, before, None).unwrap().is_none(), "no longer the one of the stat");
-        assert!(held(&mut reach, found(), None).unwrap().is_some());
+        assert!(
+            held(&path, &mut reach, before, None).unwrap().is_none(),
+            "no longer the one of the stat"
+        );
+        assert!(held(&path, &mut reach, found(), None).unwrap().is_some());
     }
 
     #[test]
@@ -587,16 +603,21 @@ mod tests {
         std::fs::write(&path, "old").unwrap();
         std::fs::write(&next, "new").unwrap();
         let right = identity(&File::open(&path).unwrap());
-        let mut reach = Reach { mode: Mode::Inode, identity: right, ..by_path(&path) };
-        let found = stamp(&rustix::fs::stat(&path).unwrap());
-        assert!(held(&mut reach, found, None).unwrap().is_some());
+        let mut reach = Reach { mode: Mode::Inode, identity: right, ..by_path() };
+        let found = imprint(&rustix::fs::stat(&path).unwrap());
+        assert!(held(&path, &mut reach, found, None).unwrap().is_some());
         reach.open = None;
         reach.identity.generation ^= 1;
-        assert!(held(&mut reach, found, None).unwrap().is_none(), "a later inode of the number");
+        assert!(
+            held(&path, &mut reach, found, None).unwrap().is_none(),
+            "a later inode of the number"
+        );
         reach.identity = right;
         std::fs::rename(&next, &path).unwrap();
-        let found = compare(&reach, None);
-        assert!(matches!(found, Sight::Absent { found, .. } if found.contains("another file")));
+        let found = compare(&path, &reach, None);
+        assert!(
+            matches!(found, Err(Sight::Absent { found, .. }) if found.contains("another file"))
+        );
     }
 
     #[test]
@@ -605,8 +626,8 @@ mod tests {
         let path = folder.path().join("x");
         std::fs::write(&path, "data").unwrap();
         for keep in [true, false] {
-            let mut reach = by_path(&path);
-            let sight = look(&mut reach, None, None, keep, &mut Pages::default());
+            let mut reach = by_path();
+            let sight = look(&path, &mut reach, None, None, keep, &mut Pages::default());
             let mapped = matches!(sight, Sight::Mapped(..)); // not on every filesystem
             assert_eq!(reach.open.is_some(), keep && mapped);
         }
@@ -618,7 +639,7 @@ mod tests {
         let path = folder.path().join("x");
         std::fs::write(&path, "data").unwrap();
         let lists = Lists::open();
-        let mut reach = Reach { mode: Mode::Inode, ..by_path(&path) };
+        let mut reach = Reach { mode: Mode::Inode, ..by_path() };
         reach.note_mount(&lists);
         assert_eq!(reach.mount, Mount::Unasked, "it is not open");
         reach.open = Some(File::open(&path).unwrap());
@@ -638,16 +659,17 @@ mod tests {
         let path = folder.path().join("x");
         std::fs::write(&path, "data").unwrap();
         let file = File::open(&path).unwrap();
-        let before = Stamp { changed: 1, ..stamp(&fstat(&file).unwrap()) };
+        let mut before = imprint(&fstat(&file).unwrap());
+        before.size = 1;
         for mode in [Mode::Inode, Mode::Path] {
             let file = file.try_clone().unwrap();
             let mut reach = Reach {
                 mode,
                 open: Some(file),
                 identity: identity(&File::open(&path).unwrap()),
-                ..by_path(&path)
+                ..by_path()
             };
-            match look(&mut reach, None, Some(before), true, &mut Pages::default()) {
+            match look(&path, &mut reach, None, Some(&before), true, &mut Pages::default()) {
                 Sight::Mapped(stamp, _) => assert_eq!(stamp, before, "{mode}"),
                 sight => assert!(matches!(sight, Sight::Failed(_)), "no FIEMAP here: {sight:?}"),
             }
@@ -655,8 +677,8 @@ mod tests {
         // What is there by now is another file: its stamp has to be taken, whatever was seen.
         std::fs::write(folder.path().join("next"), "new").unwrap();
         std::fs::rename(folder.path().join("next"), &path).unwrap();
-        let mut reach = by_path(&path);
-        match look(&mut reach, None, Some(before), true, &mut Pages::default()) {
+        let mut reach = by_path();
+        match look(&path, &mut reach, None, Some(&before), true, &mut Pages::default()) {
             Sight::Mapped(stamp, _) => assert_ne!(stamp.inode, before.inode),
             sight => assert!(matches!(sight, Sight::Failed(_)), "no FIEMAP here: {sight:?}"),
         }
@@ -669,12 +691,12 @@ mod tests {
         std::fs::write(&path, "data").unwrap();
         let file = File::open(&path).unwrap();
         let (mode, identity) = (Mode::Inode, identity(&file));
-        let mut reach = Reach { mode, identity, open: Some(file), ..by_path(&path) };
+        let mut reach = Reach { mode, identity, open: Some(file), ..by_path() };
         let other = File::open(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
-        assert!(matches!(compare(&reach, None), Sight::Changed(_)));
+        assert!(matches!(compare(&path, &reach, None), Ok(Some(_))));
         drop(other);
-        assert_eq!(compare(&reach, None), Sight::Unused);
-        assert_eq!(look(&mut reach, None, None, true, &mut Pages::default()), Sight::Unused);
+        assert_eq!(compare(&path, &reach, None), Err(Sight::Unused));
+        assert_eq!(look(&path, &mut reach, None, None, true, &mut Pages::default()), Sight::Unused);
     }
 }

@@ -78,13 +78,9 @@ pub struct Map {
 /// What one look at a file gave.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sight {
-    /// The stamp is the one of the last map, and no map was due.
-    Same,
-    /// The stamp, this one, is not that of the last map; the map was not to be read.
-    Changed(Stamp),
-    /// The map was read. The stamp was taken before it, so that a change after the stamp shows in
-    /// the next one.
-    Mapped(Stamp, Map),
+    /// The map was read. The stamp, of which this is, was taken before it, so that a change after
+    /// the stamp shows in the next one.
+    Mapped(Imprint, Map),
     /// There is no file at the path (any more), or nothing that can be followed there.
     Absent {
         /// What there is.

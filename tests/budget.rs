@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use dmfilemapd::dm::Device;
-use dmfilemapd::engine::{Action, Engine, Event, FileId, Pace, Settings, Spec, Sweep, Time};
+use dmfilemapd::engine::{Action, Engine, Event, FileId, Look, Pace, Settings, Spec, Sweep, Time};
 use dmfilemapd::extent::{Extent, Extents};
 use dmfilemapd::group::Mark;
 use dmfilemapd::message::RegionId;
@@ -99,9 +99,8 @@ impl Bench {
     fn answer(&mut self, action: Action) -> Option<Event> {
         match action {
             Action::Look(mut batch) => {
-                for look in &mut batch.looks {
-                    look.sight = self.look(look.file, look.last);
-                }
+                let look = |look: &Look| Some((look.file, self.look(look.file, look.last)?));
+                batch.sights.extend(batch.looks.iter().filter_map(look));
                 Some(Event::Looked(batch))
             }
             Action::Update(file, device, _, want, limits) => {
@@ -126,19 +125,18 @@ impl Bench {
         }
     }
 
-    fn look(&self, file: FileId, last: Option<Imprint>) -> Sight {
+    fn look(&self, file: FileId, last: Option<Imprint>) -> Option<Sight> {
         let blocks = self.extents[&file];
         let stamp = Stamp { device: DEVICE, inode: 1, size: 0, blocks, modified: 0, changed: 0 };
-        if last == Some(stamp.imprint()) {
-            return Sight::Same;
+        let stamp = stamp.imprint();
+        if last == Some(stamp) {
+            return None;
         }
         let extents = map(blocks);
         let fingerprint = extents.fingerprint();
         let (blank, pending, shared, torn) = (Extents::default(), false, false, false);
-        Sight::Mapped(
-            stamp,
-            Map { extents, blank, fingerprint, pending, shared, shared_sectors: 0, torn },
-        )
+        let map = Map { extents, blank, fingerprint, pending, shared, shared_sectors: 0, torn };
+        Some(Sight::Mapped(stamp, map))
     }
 
     fn update(&mut self, file: FileId, want: &Extents, limits: Limits) -> Updated {

@@ -13,7 +13,7 @@ use dmfilemapd::group::Mark;
 use dmfilemapd::message::RegionId;
 use dmfilemapd::mode::Mode;
 use dmfilemapd::shape::Limits;
-use dmfilemapd::sight::{Map, Sight, Stamp};
+use dmfilemapd::sight::{Imprint, Map, Sight, Stamp};
 use dmfilemapd::update::{self, Group, Standing, Updated};
 
 const FILE: FileId = FileId(0);
@@ -69,7 +69,7 @@ impl Bench {
         bench.actions.clear();
         while bench.now < at(50) {
             bench.wait_for_look();
-            bench.looked(Sight::Same);
+            bench.looked(None);
         }
         bench.actions.clear();
         bench
@@ -80,9 +80,9 @@ impl Bench {
     }
 
     /// The look that is out came back with this.
-    fn looked(&mut self, sight: Sight) {
+    fn looked(&mut self, sight: impl Into<Option<Sight>>) {
         let mut batch = self.out.take().expect("a look is out");
-        batch.looks[0].sight = sight;
+        batch.sights.extend(sight.into().map(|sight| (FILE, sight)));
         self.happens(Event::Looked(batch));
     }
 
@@ -152,8 +152,12 @@ fn extents(len: u64) -> Extents {
     Extent::new(64, len).into_iter().collect()
 }
 
-fn stamp(changed: i64) -> Stamp {
-    Stamp { device: DEVICE, inode: 12, size: 4096, blocks: 8, modified: 0, changed }
+fn stamp(changed: i64) -> Imprint {
+    stamp_on(DEVICE, changed)
+}
+
+fn stamp_on(device: Device, changed: i64) -> Imprint {
+    Stamp { device, inode: 12, size: 4096, blocks: 8, modified: 0, changed }.imprint()
 }
 
 fn map(len: u64) -> Map {
@@ -191,7 +195,7 @@ fn a_file_that_does_not_change_is_looked_at_once_an_interval_and_seldom_mapped()
     let start = bench.now;
     let maps = (0..600).filter(|_| {
         let mapped = bench.wait_for_look();
-        bench.looked(if mapped { self::mapped(1, 8) } else { Sight::Same });
+        bench.looked(mapped.then(|| self::mapped(1, 8)));
         mapped
     });
     assert_eq!(maps.count(), 10, "one map a minute");
@@ -210,7 +214,7 @@ fn after_a_change_the_map_is_read_until_the_filesystem_must_have_settled() {
         bench.looked(mapped(2, 8));
     }
     bench.wait_for_look();
-    bench.looked(Sight::Same);
+    bench.looked(None);
     assert!(!bench.wait_for_look(), "changed at {changed:?}, now {:?}", bench.now);
 }
 
@@ -292,7 +296,7 @@ fn an_idle_file_is_closed_once_and_in_path_mode_only() {
         bench.updates(0);
         while bench.now < at(58) {
             let maps = bench.wait_for_look();
-            bench.looked(if maps { mapped(1, 8) } else { Sight::Same });
+            bench.looked(maps.then(|| mapped(1, 8)));
             assert!(bench.now >= at(45) || !bench.actions.contains(&Action::Close(FILE)), "hot");
         }
         let closes = bench.actions.iter().filter(|action| **action == Action::Close(FILE));
@@ -362,7 +366,7 @@ fn a_sweep_finds_what_others_did() {
     let mut bench = Bench::settled(Mode::Inode);
     bench.stands(stands(sound, true));
     assert!(!bench.wait_for_look(), "all is well");
-    bench.looked(Sight::Same);
+    bench.looked(None);
 
     for standing in [stands(extents(16).fingerprint(), true), stands(sound, false)] {
         bench.stands(standing);
@@ -436,7 +440,7 @@ fn a_removal_that_failed_halfway_is_tried_again_though_the_group_is_gone() {
 fn a_file_that_moved_to_another_device_is_let_go() {
     let mut bench = Bench::settled(Mode::Path);
     bench.wait_for_look();
-    let elsewhere = Stamp { device: Device { minor: 1, ..DEVICE }, ..stamp(2) };
+    let elsewhere = stamp_on(Device { minor: 1, ..DEVICE }, 2);
     bench.looked(Sight::Mapped(elsewhere, map(8)));
     assert_eq!(bench.actions, [Action::Remove(FILE, DEVICE, GROUP)], "never updated with it");
 }
@@ -472,14 +476,15 @@ fn an_idle_file_is_looked_at_ever_more_seldom_until_something_happens() {
         let maps = bench.wait_for_look();
         longest = longest.max(bench.now.since(last));
         last = bench.now;
-        bench.looked(if maps { mapped(1, 8) } else { Sight::Same });
+        bench.looked(maps.then(|| mapped(1, 8)));
     }
     assert!(longest > 9 * SECOND && longest <= 10 * SECOND + SECOND / 5, "{longest:?}");
     bench.wait_for_look();
-    bench.looked(Sight::Changed(stamp(2)));
+    bench.out.as_mut().expect("a look is out").changed.push((FILE, stamp(2)));
+    bench.looked(None);
     assert!(bench.wait_for_look(), "at once");
-    let taken = bench.out.as_ref().and_then(|batch| batch.looks[0].taken());
-    assert_eq!(taken, Some(stamp(2)), "it need not be taken again");
+    let taken = bench.out.as_ref().and_then(|batch| batch.changed.first());
+    assert_eq!(taken, Some(&(FILE, stamp(2))), "it need not be taken again");
     bench.looked(mapped(2, 16));
     bench.updates(0);
     let changed = bench.now;
@@ -494,7 +499,7 @@ fn a_fixed_pace_stays() {
         let before = bench.now;
         let maps = bench.wait_for_look();
         assert_eq!(bench.now.since(before), SECOND);
-        bench.looked(if maps { mapped(1, 8) } else { Sight::Same });
+        bench.looked(maps.then(|| mapped(1, 8)));
     }
 }
 
@@ -527,7 +532,7 @@ fn what_nobody_wants_any_more_is_let_go_when_its_job_is_back() {
     bench.wait_for_look();
     bench.happens(Event::Forget(FILE, true));
     assert_eq!(bench.actions, []);
-    bench.looked(Sight::Same);
+    bench.looked(None);
     gone(&mut bench);
 
     let mut bench = Bench::settled(Mode::Inode);
@@ -566,6 +571,21 @@ impl Crowd {
         self.engine.handle(self.now, event, &mut self.actions);
     }
 
+    /// The next looks, as soon as there are any; what else is to be done is done meanwhile.
+    fn next_batch(&mut self) -> Batch {
+        loop {
+            let at = self.actions.iter().position(|action| matches!(action, Action::Look(_)));
+            if let Some(Action::Look(batch)) = at.map(|at| self.actions.remove(at)) {
+                return batch;
+            }
+            self.answer(0, |_| true);
+            if self.actions.is_empty() {
+                self.now = self.engine.next_due().expect("files are followed");
+                self.happens(Event::Tick);
+            }
+        }
+    }
+
     /// Answers everything that is out for devices that `answers` says yes to, at once.
     fn answer(&mut self, writes: u64, answers: impl Fn(Device) -> bool) -> Vec<Batch> {
         let mut batches = Vec::new();
@@ -574,12 +594,9 @@ impl Crowd {
             match action {
                 Action::Look(batch) if answers(batch.device) => {
                     let mut seen = batch.clone();
-                    for look in &mut seen.looks {
-                        let stamp = Stamp { device: batch.device, ..stamp(1) };
-                        look.sight = match batch.maps {
-                            Some(_) => Sight::Mapped(stamp, map(8)),
-                            None => Sight::Same,
-                        };
+                    let stamp = stamp_on(batch.device, 1);
+                    if batch.maps.is_some() {
+                        seen.map(|_, _| Sight::Mapped(stamp, map(8)));
                     }
                     batches.push(batch);
                     self.happens(Event::Looked(seen));
@@ -669,6 +686,52 @@ fn while_nothing_is_written_to_a_device_its_idle_files_are_left_alone() {
     // A write makes every file due within its interval.
     let written = looks(crowd.pass(at(1212), 8, |_| true));
     assert!((1000..=1200).contains(&written), "{written}");
+}
+
+/// They have waited, and are spread over the interval; but not for good.
+#[test]
+fn files_that_were_woken_by_a_write_are_looked_at_in_large_batches_again() {
+    let pace = Pace { interval: SECOND, max_interval: 10 * SECOND };
+    let mut crowd = Crowd::new(30_000, 1, pace);
+    crowd.pass(at(400), 7, |_| true);
+    crowd.pass(at(415), 8, |_| true); // a write
+    let batches = crowd.pass(at(425), 9, |_| true);
+    assert_eq!(batches.iter().map(|batch| batch.looks.len()).sum::<usize>(), 30_000);
+    let full = 30_000 / STAMPS_MAX;
+    assert!(batches.len() <= 64 + full, "{} batches for 64 moments", batches.len());
+}
+
+/// Some files change, one is as it was; one is let go while a look at it is out, and one while its
+/// map waits to be read.
+#[test]
+fn each_file_gets_what_was_seen_of_it() {
+    let mut crowd = Crowd::new(22, 1, Pace::fixed(SECOND));
+    crowd.pass(at(100), 0, |_| true);
+    let mut batch = crowd.next_batch();
+    assert_eq!((batch.maps, batch.looks.len()), (None, 22));
+    let files = |batch: &Batch| batch.looks.iter().map(|look| look.file).collect::<Vec<_>>();
+    let mut changed = files(&batch);
+    let same = changed.remove(3);
+    crowd.happens(Event::Forget(changed.remove(0), false));
+    let stamp = |file: FileId| stamp(100 + i64::from(file.0));
+    batch.compare(|look| Ok((look.file != same).then(|| stamp(look.file))));
+    crowd.happens(Event::Looked(batch));
+
+    let check = |batch: &Batch, expected: &[FileId]| {
+        assert_eq!(files(batch), expected);
+        let taken = expected.iter().map(|file| (*file, stamp(*file)));
+        assert!(batch.changed.iter().copied().eq(taken) && batch.sights.is_empty(), "{batch:?}");
+    };
+    let mut first = crowd.next_batch();
+    check(&first, &changed[..8]);
+    check(&crowd.next_batch(), &changed[8..16]);
+    crowd.happens(Event::Forget(changed[16], false));
+    first.map(|look, taken| {
+        assert_eq!(taken, Some(&stamp(look.file)));
+        Sight::Mapped(stamp(look.file), map(8))
+    });
+    crowd.happens(Event::Looked(first));
+    check(&crowd.next_batch(), &changed[17..]);
 }
 
 #[test]

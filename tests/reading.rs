@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use dmfilemapd::dm::Device;
 use dmfilemapd::engine::{
-    Action, Engine, Event, FileId, Pace, Reading, Settings, Spec, Sweep, Time,
+    Action, Batch, Engine, Event, FileId, Look, Pace, Reading, Settings, Spec, Sweep, Time,
 };
 use dmfilemapd::group::Mark;
 use dmfilemapd::message::RegionId;
 use dmfilemapd::mode::Mode;
 use dmfilemapd::shape::Limits;
+use dmfilemapd::sight::Sight;
 use dmfilemapd::update::{Error, Group};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -22,6 +23,12 @@ fn device(minor: u32) -> Device {
 
 fn at(seconds: u32) -> Time {
     Time::ZERO + SECOND * seconds
+}
+
+/// A look at a file that nobody uses any more.
+fn unused(device: Device, file: FileId) -> Batch {
+    let (looks, sights) = (vec![Look { file, last: None }], vec![(file, Sight::Unused)]);
+    Batch { device, maps: Some(0), looks, changed: Vec::new(), sights }
 }
 
 /// An engine whose files are never looked at again, on devices that answer sweeps at once.
@@ -163,10 +170,7 @@ fn nothing_else_is_done_to_a_device_while_it_is_read() {
         bench.happens(Event::Forget(file, true));
     }
     let looked = |bench: &mut Bench, minor, file| {
-        let look =
-            dmfilemapd::engine::Look { file, last: None, sight: dmfilemapd::sight::Sight::Unused };
-        let (device, maps) = (device(minor), Some(0));
-        bench.happens(Event::Looked(dmfilemapd::engine::Batch { device, maps, looks: vec![look] }));
+        bench.happens(Event::Looked(unused(device(minor), file)));
     };
     looked(&mut bench, 0, file);
     looked(&mut bench, 1, other);
@@ -240,11 +244,7 @@ fn what_is_to_come_of_a_reading_holds_up_the_next_and_nothing_else() {
     assert_eq!(ask(&mut bench), [], "it is stuck by now");
     // Its group can be deleted meanwhile.
     bench.happens(Event::Forget(file, true));
-    let look =
-        dmfilemapd::engine::Look { file, last: None, sight: dmfilemapd::sight::Sight::Unused };
-    let (device_0, maps) = (device(0), Some(0));
-    let batch = dmfilemapd::engine::Batch { device: device_0, maps, looks: vec![look] };
-    bench.happens(Event::Looked(batch));
+    bench.happens(Event::Looked(unused(device(0), file)));
     assert_eq!((bench.updates, bench.reads.len()), (1, 0));
     let whole = Reading { reset: false, cost: Duration::ZERO, more: false };
     bench.happens(Event::Settled(device(0), whole));

@@ -195,9 +195,9 @@ fn entry(path: &Arc<Path>) -> std::io::Result<Entry> {
     let identity = Identity { inode: metadata.ino(), generation: 0 };
     let (mode, pace, limits) = (Mode::Inode, Pace::fixed(INTERVAL), Limits::NONE);
     Ok(Entry {
+        path: (&**path).into(),
         reach: Reach {
             mode,
-            path: (&**path).into(),
             identity,
             open: Some(open),
             mount: Mount::Unasked,

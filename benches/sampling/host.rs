@@ -2,6 +2,7 @@
 //! each look, and nothing around it.
 
 use std::collections::VecDeque;
+use std::iter::zip;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,10 +16,10 @@ use dmfilemapd::group::Mark;
 use dmfilemapd::kernel::fiemap::Pages;
 use dmfilemapd::message::RegionId;
 use dmfilemapd::mode::Mode;
+use dmfilemapd::paths::{PathList, SharedPath};
 use dmfilemapd::place;
 use dmfilemapd::sample::{self, Identity, Mount, Reach};
 use dmfilemapd::shape::Limits;
-use dmfilemapd::sight::Sight;
 use dmfilemapd::update::{Group, Updated};
 
 /// Between two looks at a file, in the time of the [`Host`].
@@ -40,9 +41,10 @@ pub enum Looks {
 #[derive(Debug)]
 pub struct Host {
     engine: Engine,
-    reaches: Vec<Option<Reach>>,
+    paths: Vec<SharedPath>,
+    reaches: Vec<Reach>,
     /// Batches that came back, for their room.
-    spare: Vec<Vec<Reach>>,
+    spare: Vec<(PathList, Vec<Reach>)>,
     events: VecDeque<Event>,
     actions: Vec<Action>,
     pages: Pages,
@@ -56,6 +58,7 @@ impl Host {
         let settings = Settings { settle, full_look: HOURS, sweep: HOURS, ..Settings::default() };
         let mut host = Host {
             engine: Engine::new(settings),
+            paths: SharedPath::share(&paths.iter().map(|path| &**path).collect::<Vec<_>>()),
             reaches: Vec::with_capacity(paths.len()),
             spare: Vec::new(),
             events: VecDeque::new(),
@@ -83,8 +86,7 @@ impl Host {
         let identity = Identity { inode: metadata.ino(), generation: 0 };
         let file = self.engine.follow(self.now, spec);
         assert_eq!(file.index(), self.reaches.len(), "files are numbered as they come");
-        let (path, mount) = ((&**path).into(), Mount::Unasked);
-        self.reaches.push(Some(Reach { mode, path, identity, open, mount, realtime }));
+        self.reaches.push(Reach { mode, identity, open, mount: Mount::Unasked, realtime });
         Ok(())
     }
 
@@ -108,8 +110,7 @@ impl Host {
         match action {
             Action::Look(batch) => self.look(batch),
             Action::Close(file) => {
-                let reach = self.reaches[file.index()].as_mut();
-                reach.expect("a file that is closed has no job").open = None;
+                self.reaches[file.index()].open = None; // which is not lent: it has no job
             }
             Action::Update(file, device, _, want, _) => self.update(file, device, &want),
             _ => {}
@@ -118,24 +119,30 @@ impl Host {
 
     /// As main hands a batch out, and a sampler carries it out.
     fn look(&mut self, mut batch: Batch) {
-        let mut reaches = self.spare.pop().unwrap_or_default();
-        for look in &batch.looks {
-            let reach = self.reaches[look.file.index()].take();
-            reaches.push(reach.expect("a file has one job at most, so its reach is here"));
+        let (mut paths, mut reaches) = self.spare.pop().unwrap_or_default();
+        reaches.extend(batch.looks.iter().map(|look| {
+            paths.push(&self.paths[look.file.index()]);
+            lend(&mut self.reaches[look.file.index()])
+        }));
+        let (mut lent, pages) = (zip(&paths, &mut reaches), &mut self.pages);
+        let mut next = || lent.next().expect("there is one for each look");
+        match batch.maps {
+            None => batch.compare(|look| {
+                let (path, reach) = next();
+                sample::compare(path, reach, look.last)
+            }),
+            Some(_) => batch.map(|look, taken| {
+                let (path, reach) = next();
+                sample::look(path, reach, look.last, taken, true, pages)
+            }),
         }
-        for (look, reach) in batch.looks.iter_mut().zip(&mut reaches) {
-            let sight = match batch.maps {
-                Some(_) => sample::look(reach, look.last, look.taken(), true, &mut self.pages),
-                None => sample::compare(reach, look.last),
-            };
-            if !matches!(sight, Sight::Same) {
-                look.sight = sight;
-            }
+        for (look, lent) in batch.looks.iter().zip(&mut reaches) {
+            let reach = &mut self.reaches[look.file.index()];
+            (reach.open, reach.mount) = (lent.open.take(), lent.mount);
         }
-        for (look, reach) in batch.looks.iter().zip(reaches.drain(..)) {
-            self.reaches[look.file.index()] = Some(reach);
-        }
-        self.spare.push(reaches);
+        paths.clear();
+        reaches.clear();
+        self.spare.push((paths, reaches));
         self.events.push_back(Event::Looked(batch));
     }
 
@@ -153,4 +160,9 @@ impl Host {
         };
         self.events.push_back(Event::Updated(device, file, Ok(Some(updated))));
     }
+}
+
+fn lend(reach: &mut Reach) -> Reach {
+    let Reach { mode, identity, mount, realtime, .. } = *reach;
+    Reach { mode, identity, open: reach.open.take(), mount, realtime }
 }

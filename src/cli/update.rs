@@ -1,5 +1,7 @@
 //! `dmfilemapd update`: one pass over files.
 
+use std::path::Path;
+
 use clap::Args;
 use serde::Serialize;
 
@@ -81,7 +83,7 @@ fn pass(mut dm: impl Dm, files: &Files, terms: &Terms, json: bool) -> Result<Exi
     let (mut exit, mut done) = (Exit::Ok, Pass::default());
     for (mut entry, keys) in files.keyed_entries(&mut dm, claim, terms)? {
         let outcome = update_one(&mut dm, claim, &keys, &mut entry);
-        let path = entry.reach.path.display();
+        let path = entry.path.display();
         match &outcome {
             Ok(done) if !json => println!("{path}: {}", said(done)),
             Ok(_) => {}
@@ -90,7 +92,7 @@ fn pass(mut dm: impl Dm, files: &Files, terms: &Terms, json: bool) -> Result<Exi
                 exit = Exit::Failed;
             }
         }
-        done.files.push(Row::new(FilePath(entry.reach.path.to_path_buf()), outcome));
+        done.files.push(Row::new(FilePath(entry.path.to_path_buf()), outcome));
     }
     if json {
         json::print(&Document::of(&done))?;
@@ -108,7 +110,7 @@ fn update_one(
     keys: &[u64],
     entry: &mut Entry,
 ) -> Result<Done, String> {
-    let map = read(&mut entry.reach)?;
+    let map = read(&entry.path, &mut entry.reach)?;
     let device = entry.spec.device;
     let want = Want { extents: &map.extents, limits: entry.spec.limits };
     let found = match entry.spec.group {
@@ -156,11 +158,11 @@ impl Row {
     }
 }
 
-fn read(reach: &mut Reach) -> Result<Map, String> {
-    match sample::look(reach, None, None, false, &mut Pages::default()) {
+fn read(path: &Path, reach: &mut Reach) -> Result<Map, String> {
+    match sample::look(path, reach, None, None, false, &mut Pages::default()) {
         Sight::Mapped(_, map) => Ok(map),
         Sight::Absent { found: why, .. } | Sight::Failed(why) => Err(why),
         Sight::Unused => Err("it was unlinked meanwhile".to_owned()),
-        Sight::Same | Sight::Changed(_) | Sight::Unmounted => unreachable!("a look reads the map"),
+        Sight::Unmounted => unreachable!("who has lists of the mounts sees that"),
     }
 }

@@ -1,6 +1,5 @@
 //! From what is due to what is done: by lane, and no more than a lane may have under way.
 
-use std::collections::VecDeque;
 use std::mem;
 
 use super::event::{Action, Batch, Look};
@@ -8,10 +7,9 @@ use super::followed::{Followed, Job};
 use super::lane::{Lane, MAPS_MAX, Order, STAMPS_MAX};
 use super::time::Time;
 use super::wheel::ROOM_MAX;
-use super::{Engine, FileId, phase};
+use super::{Engine, FileId, share};
 use crate::dm::Device;
 use crate::shape::Limits;
-use crate::sight::{Sight, Stamp};
 use crate::update::Group;
 
 impl Engine {
@@ -62,7 +60,7 @@ impl Engine {
                 let Some(followed) = self.followed(file).filter(|followed| followed.parked) else {
                     continue;
                 };
-                let wait = followed.interval().mul_f64(phase(file));
+                let wait = share(file, followed.interval());
                 self.plan(file, now + wait);
             }
             if let Some(lane) = self.lane_of(device) {
@@ -103,32 +101,40 @@ impl Engine {
         if lane.stamping.is_some() || lane.stamps.is_empty() {
             return;
         }
+        let mut batch = batch(lane.device, None, &mut self.spare);
         let count = lane.stamps.len().min(STAMPS_MAX);
-        let files = lane.stamps.drain(..count);
-        let looks =
-            looks(now, files, &mut lane.taken, &mut self.files, &mut self.free, self.spare.pop());
+        for file in lane.stamps.drain(..count) {
+            batch.looks.extend(look(now, file, &mut self.files, &mut self.free));
+        }
         if lane.stamps.is_empty() {
             lane.stamps.shrink_to(ROOM_MAX);
         }
-        if !looks.is_empty() {
+        if !batch.looks.is_empty() {
             lane.stamping = Some(now);
-            actions.push(Action::Look(Batch { device: lane.device, maps: None, looks }));
+            actions.push(Action::Look(batch));
         }
     }
 
     fn read_maps(&mut self, now: Time, at: usize, actions: &mut Vec<Action>) {
         let lane = &mut self.lanes[at];
+        let Some(slot) = lane.mapping.iter().position(Option::is_none) else { return };
+        let mut batch = batch(lane.device, Some(slot), &mut self.spare);
         let count = lane.maps.len().min(MAPS_MAX);
-        let files = lane.maps.drain(..count);
-        let looks =
-            looks(now, files, &mut lane.taken, &mut self.files, &mut self.free, self.spare.pop());
+        for file in lane.maps.drain(..count) {
+            let is_taken = lane.taken.front().is_some_and(|(front, _)| *front == file);
+            let taken = if is_taken { lane.taken.pop_front() } else { None };
+            if let Some(look) = look(now, file, &mut self.files, &mut self.free) {
+                batch.looks.push(look);
+                batch.changed.extend(taken);
+            }
+        }
         if lane.maps.is_empty() {
             lane.maps.shrink_to(ROOM_MAX);
+            lane.taken.shrink_to(STAMPS_MAX); // after many files have changed at the same moment
         }
-        let slot = lane.mapping.iter().position(Option::is_none);
-        if let Some(slot) = slot.filter(|_| !looks.is_empty()) {
+        if !batch.looks.is_empty() {
             lane.mapping[slot] = Some(now);
-            actions.push(Action::Look(Batch { device: lane.device, maps: Some(slot), looks }));
+            actions.push(Action::Look(batch));
         }
     }
 
@@ -214,35 +220,25 @@ fn may_park(now: Time, followed: &Followed, lane: &mut Lane, settings: &super::S
     lane.gauge.is_still_since(followed.looked) && now < followed.looked + settings.gauge_max
 }
 
-/// Looks at these files, as far as they are followed still; their stamps may be `taken` already.
-fn looks(
+/// An empty batch, with the room of one that came back.
+fn batch(device: Device, maps: Option<usize>, spare: &mut Vec<Batch>) -> Batch {
+    match spare.pop() {
+        Some(room) => Batch { device, maps, ..room },
+        None => Batch { device, maps, looks: Vec::new(), changed: Vec::new(), sights: Vec::new() },
+    }
+}
+
+/// A look at the file, if it is followed still.
+fn look(
     now: Time,
-    queued: impl Iterator<Item = FileId>,
-    taken: &mut VecDeque<(FileId, Stamp)>,
+    file: FileId,
     files: &mut [Option<Followed>],
     free: &mut Vec<FileId>,
-    room: Option<Vec<Look>>,
-) -> Vec<Look> {
-    let mut looks = room.unwrap_or_default();
-    for file in queued {
-        let stamp = taken.front().filter(|(front, _)| *front == file).map(|(_, stamp)| *stamp);
-        if stamp.is_some() {
-            taken.pop_front();
-        }
-        let Some(followed) = files[file.index()].as_mut() else {
-            free.push(file); // let go while it waited
-            continue;
-        };
-        followed.looked = now;
-        let last = followed.stamp;
-        // Each by itself: what a sight has room for is not moved where it is the same.
-        match stamp {
-            Some(stamp) => looks.push(Look { file, last, sight: Sight::Changed(stamp) }),
-            None => looks.push(Look { file, last, sight: Sight::Same }),
-        }
-    }
-    if taken.is_empty() {
-        taken.shrink_to(STAMPS_MAX); // after many files have changed at the same moment
-    }
-    looks
+) -> Option<Look> {
+    let Some(followed) = files[file.index()].as_mut() else {
+        free.push(file); // let go while it waited
+        return None;
+    };
+    followed.looked = now;
+    Some(Look { file, last: followed.stamp })
 }

@@ -6,33 +6,22 @@ use super::{FileId, Report};
 use crate::dm::Device;
 use crate::extent::Extents;
 use crate::shape::Limits;
-use crate::sight::{Imprint, Sight, Stamp};
+use crate::sight::{Imprint, Sight};
 use crate::update::{self, Group, Standing, Updated};
 
-/// A look at one file, and what came of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A look at one file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Look {
     /// The file.
     pub file: FileId,
     /// Of the stamp of its last map.
     pub last: Option<Imprint>,
-    /// What was seen; [`Sight::Same`] until it was looked. Where the map is to be read since the
-    /// stamp was seen to be another one, that is what was seen so far.
-    pub sight: Sight,
 }
 
-impl Look {
-    /// The stamp that was taken already.
-    #[must_use]
-    pub fn taken(&self) -> Option<Stamp> {
-        match self.sight {
-            Sight::Changed(stamp) => Some(stamp),
-            _ => None,
-        }
-    }
-}
-
-/// Looks at files of one device, to be made one after the other.
+/// Looks at files of one device, to be made one after the other, and what came of them.
+///
+/// Of most there is nothing to tell. What there is has lists of its own: it takes several times the
+/// room of a look, and a batch of a thousand would not stay in a processor's first caches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
     /// The device they lie on.
@@ -40,8 +29,45 @@ pub struct Batch {
     /// Whether the maps are to be read, and by which of the [`super::MAPPING_MAX`] batches. Else
     /// it is the stamp alone that is compared with the last one.
     pub maps: Option<usize>,
-    /// The looks; never none.
+    /// The looks; never none, and one for a file.
     pub looks: Vec<Look>,
+    /// Imprints of stamps that are others than those of the last maps: of some of the files, in the
+    /// order of the looks. This is what was seen, or it was seen before and is why the maps are to
+    /// be read.
+    pub changed: Vec<(FileId, Imprint)>,
+    /// What else was seen: likewise.
+    pub sights: Vec<(FileId, Sight)>,
+}
+
+impl Batch {
+    /// Makes the looks of one that compares stamps: `compare` makes one, and gives the imprint of
+    /// the stamp if that is not the last map's.
+    pub fn compare(&mut self, mut compare: impl FnMut(&Look) -> Result<Option<Imprint>, Sight>) {
+        for look in &self.looks {
+            match compare(look) {
+                Ok(None) => {}
+                Ok(Some(stamp)) => self.changed.push((look.file, stamp)),
+                Err(sight) => self.sights.push((look.file, sight)),
+            }
+        }
+    }
+
+    /// Makes the looks of one that reads maps: `map` makes one, with the imprint of the stamp if
+    /// one was taken already.
+    pub fn map(&mut self, mut map: impl FnMut(&Look, Option<&Imprint>) -> Sight) {
+        let mut changed = self.changed.iter().peekable();
+        self.sights.extend(self.looks.iter().map(|look| {
+            let taken = changed.next_if(|(file, _)| *file == look.file).map(|(_, stamp)| stamp);
+            (look.file, map(look, taken))
+        }));
+    }
+
+    /// Empties it, for its room.
+    pub(super) fn clear(&mut self) {
+        self.looks.clear();
+        self.changed.clear();
+        self.sights.clear();
+    }
 }
 
 /// A listing of a device.

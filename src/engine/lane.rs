@@ -11,7 +11,7 @@ use super::budget::Budget;
 use super::time::Time;
 use crate::dm::Device;
 use crate::extent::Extents;
-use crate::sight::Stamp;
+use crate::sight::Imprint;
 use crate::update::Group;
 
 /// Files in one batch of stamps. Handing it to another thread and back costs as much as a hundred
@@ -48,7 +48,7 @@ pub(super) struct Lane {
     /// The same for maps.
     pub(super) maps: VecDeque<FileId>,
     /// Stamps of some of these, in the same order, that were taken already.
-    pub(super) taken: VecDeque<(FileId, Stamp)>,
+    pub(super) taken: VecDeque<(FileId, Imprint)>,
     pub(super) mapping: [Option<Time>; MAPPING_MAX],
     /// The same for orders and sweeps.
     pub(super) orders: VecDeque<Order>,

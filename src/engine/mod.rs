@@ -190,7 +190,7 @@ pub struct Engine {
     lanes: Vec<Lane>,
     lane_of: BTreeMap<Device, u32>,
     /// Batches that came back, for their room.
-    spare: Vec<Vec<Look>>,
+    spare: Vec<Batch>,
     stopped: bool,
 }
 
@@ -379,7 +379,7 @@ impl Engine {
         let next = followed.due + interval;
         let due = if rarer || !mem::replace(&mut followed.spread, true) {
             // At least half an interval from now, and not all files at the same moment.
-            now + interval.mul_f64(1.0 - phase(file) / 2.0)
+            now + interval.saturating_sub(share(file, interval / 2))
         } else if next > now + interval / 2 {
             next
         } else {
@@ -450,7 +450,26 @@ impl Engine {
 /// known of them, here and in the kernel, lies side by side, and they make a batch.
 const NEIGHBOURS: u32 = 256;
 
-/// A number from 0 to 1 that differs between neighbourhoods of files: steps of the golden ratio.
-fn phase(file: FileId) -> f64 {
-    (f64::from(file.0 / NEIGHBOURS) * 0.618_033_988_749_895).fract()
+/// A share of the whole, from none to nearly all, that differs between neighbourhoods of files:
+/// they take steps of the golden ratio, of whose fraction this here is 2^64 times.
+fn share(file: FileId, whole: Duration) -> Duration {
+    let step = u64::from(file.0 / NEIGHBOURS).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let whole = u128::from(Time::from(whole).nanoseconds());
+    Duration::from_nanos(u64::try_from((whole * u128::from(step)) >> u64::BITS).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_have_the_same_share_and_neighbourhoods_lie_far_apart() {
+        let share = |file| share(FileId(file), Duration::from_secs(1)).as_millis();
+        assert_eq!([0, 255, 256, 511, 512].map(share), [0, 0, 618, 618, 236]);
+        let mut shares: Vec<u128> = (0..100).map(|of| share(256 * of)).collect();
+        shares.sort_unstable();
+        let gaps = shares.windows(2).map(|two| two[1] - two[0]);
+        assert!(gaps.max() <= Some(20) && shares.last() < Some(&1000), "{shares:?}");
+        assert!(super::share(FileId(256), Duration::MAX) < Duration::MAX);
+    }
 }

@@ -17,7 +17,7 @@ use super::state::StateFile;
 use super::{Answer, Run};
 use crate::counters::Reading;
 use crate::dm::{Device, Label};
-use crate::engine::{End, Event, FileId, Look, Report, Time};
+use crate::engine::{Batch, End, Event, FileId, Report, Time};
 use crate::grid::saved::SavedGrid;
 use crate::group::Mark;
 use crate::home::label;
@@ -331,10 +331,10 @@ impl Run {
     }
 
     /// Looks went wrong.
-    pub(super) fn count_failed_looks(&mut self, looks: &[Look]) {
-        let failed = |look: &&Look| matches!(look.sight, Sight::Failed(_));
+    pub(super) fn count_failed_looks(&mut self, batch: &Batch) {
+        let failed = batch.sights.iter().filter(|(_, sight)| matches!(sight, Sight::Failed(_)));
         if let Some(books) = &mut self.books {
-            books.errors.looks += looks.iter().filter(failed).count() as u64;
+            books.errors.looks += failed.count() as u64;
         }
     }
 

@@ -34,7 +34,7 @@ use crate::paths::SharedPath;
 use crate::place::Filesystem;
 use crate::request::GridTotals;
 use crate::sample::{self, Identity, Mount, Reach};
-use crate::sight::{Imprint, Sight, Stamp};
+use crate::sight::{Imprint, Sight};
 use crate::update::Error;
 
 /// Areas that a filesystem is asked about in one round: what of them is free.
@@ -134,6 +134,7 @@ pub(super) struct Clerk {
 struct Member {
     number: u32,
     holder: Holder,
+    path: SharedPath,
     reach: Reach,
     descriptor: Option<RawFd>,
     stamp: Option<Imprint>,
@@ -275,7 +276,7 @@ impl Clerk {
         let mut newborn = HashSet::new();
         self.unknown.clear();
         for Enlisted { file, holder, path, by } in files {
-            let same = |member: &Member| member.holder == holder && member.reach.path == path;
+            let same = |member: &Member| member.holder == holder && member.path == path;
             let mut known = before.remove(&file);
             if let Some(mut member) = known.take_if(|member| same(member)) {
                 member.descriptor = by.map_or(member.descriptor, |by| by.descriptor);
@@ -290,7 +291,7 @@ impl Clerk {
                 continue;
             };
             let mut member = self.member(holder, path, by);
-            if self.is_newborn(&member.reach.path) {
+            if self.is_newborn(&member.path) {
                 newborn.insert(file);
             } else if let Some((extents, blank)) = member.look(None, &mut self.pages) {
                 self.owners.add(member.number, extents, blank);
@@ -317,11 +318,11 @@ impl Clerk {
 
     fn member(&mut self, holder: Holder, path: SharedPath, by: By) -> Member {
         let By { mode, identity, descriptor, realtime } = by;
-        let reach = Reach { mode, path, identity, open: None, mount: Mount::Unasked, realtime };
+        let reach = Reach { mode, identity, open: None, mount: Mount::Unasked, realtime };
         self.numbers = self.numbers.wrapping_add(1);
         self.moved = true;
         let (number, now) = (self.numbers, Instant::now());
-        Member { number, holder, reach, descriptor, stamp: None, changed: now, mapped: now }
+        Member { number, holder, path, reach, descriptor, stamp: None, changed: now, mapped: now }
     }
 
     fn part_with(&mut self, file: FileId, member: Member) {
@@ -374,13 +375,13 @@ impl Clerk {
                 || member.mapped.elapsed() >= full_look;
             let taken = match due {
                 true => None,
-                false => match sample::compare(&member.reach, member.stamp) {
-                    Sight::Same => continue,
-                    Sight::Changed(stamp) => Some(stamp),
-                    _ => None,
+                false => match sample::compare(&member.path, &member.reach, member.stamp) {
+                    Ok(None) => continue,
+                    Ok(taken) => taken,
+                    Err(_) => None,
                 },
             };
-            if let Some((extents, blank)) = member.look(taken, &mut self.pages) {
+            if let Some((extents, blank)) = member.look(taken.as_ref(), &mut self.pages) {
                 self.moved |= self.owners.set(member.number, extents, blank);
             }
         }
@@ -418,7 +419,7 @@ impl Clerk {
 
     /// A file of the filesystem, open.
     fn open(&self, member: &Member) -> Option<File> {
-        let file = sample::open_regular(&member.reach.path).ok()?;
+        let file = sample::open_regular(&member.path).ok()?;
         let device = sample::device(&file.metadata().ok()?);
         (device == self.device).then_some(file)
     }
@@ -458,16 +459,15 @@ fn lays_by(path: &Path) -> bool {
 impl Member {
     /// The file's extents and what of them is blank; nothing if they cannot be had. A stamp that
     /// was taken just now is not taken again.
-    fn look(&mut self, taken: Option<Stamp>, pages: &mut Pages) -> Option<(Extents, Extents)> {
+    fn look(&mut self, taken: Option<&Imprint>, pages: &mut Pages) -> Option<(Extents, Extents)> {
         self.mapped = Instant::now();
-        let mut sight = sample::look(&mut self.reach, self.stamp, taken, false, pages);
+        let mut sight = sample::look(&self.path, &mut self.reach, self.stamp, taken, false, pages);
         if matches!(sight, Sight::Absent { .. }) && self.reach.mode == Mode::Inode {
             sight = self.look_by_descriptor(pages).unwrap_or(sight);
         }
         match sight {
             Sight::Mapped(stamp, map) => {
-                let imprint = stamp.imprint();
-                if self.stamp.replace(imprint) != Some(imprint) {
+                if self.stamp.replace(stamp) != Some(stamp) {
                     self.changed = self.mapped;
                 }
                 Some((map.extents, map.blank))
@@ -476,7 +476,7 @@ impl Member {
                 self.stamp = None;
                 Some(<(Extents, Extents)>::default())
             }
-            Sight::Same | Sight::Changed(_) | Sight::Unmounted | Sight::Failed(_) => None,
+            Sight::Unmounted | Sight::Failed(_) => None,
         }
     }
 
@@ -485,8 +485,7 @@ impl Member {
     fn look_by_descriptor(&self, pages: &mut Pages) -> Option<Sight> {
         let path = format!("/proc/self/fd/{}", self.descriptor?);
         let Reach { mode, identity, mount, realtime, .. } = self.reach;
-        let mut reach =
-            Reach { mode, path: Path::new(&path).into(), identity, open: None, mount, realtime };
-        Some(sample::look(&mut reach, None, None, false, pages))
+        let mut reach = Reach { mode, identity, open: None, mount, realtime };
+        Some(sample::look(Path::new(&path), &mut reach, None, None, false, pages))
     }
 }

@@ -147,6 +147,7 @@ mod tests {
     use super::super::trial::{follow, let_go, service, wanted};
     use super::*;
     use crate::engine::End;
+    use crate::paths::PathList;
 
     #[test]
     fn files_of_a_device_are_closed_by_one_at_a_time() {
@@ -191,7 +192,7 @@ mod tests {
             assert_eq!(run.open, 1 + files.len());
         }
         // A sampler has one, another one is let go.
-        let reach = run.files[files[0].index()].lend();
+        let mut reach = run.files[files[0].index()].lend(&mut PathList::default());
         let_go(&mut run, files[1], End::Unwanted);
         run.close(files[1]);
 
@@ -200,7 +201,7 @@ mod tests {
         assert!(open(&run, files[2]), "the one that was let go comes before it");
         run.have_closed(hangs.device, 1);
         assert!(!open(&run, files[2]), "it need not wait any more");
-        run.files[files[0].index()].take_back(reach);
+        run.files[files[0].index()].take_back(&mut reach);
         run.close_if_late(files[0]);
         assert!(open(&run, files[0]), "it has to wait, again");
         run.have_closed(hangs.device, 1);

@@ -264,7 +264,7 @@ impl Run {
     }
 
     fn add(&mut self, fresh: Fresh) -> Reply {
-        let name = fresh.entry.reach.path.display().to_string();
+        let name = fresh.entry.path.display().to_string();
         if self.file_of(fresh.key).is_some() {
             return Reply::Error(format!("{name} is followed already"));
         }

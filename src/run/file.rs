@@ -12,7 +12,7 @@ use crate::group::Mark;
 use crate::home::Home;
 use crate::ledger::Holder;
 use crate::mode::Mode;
-use crate::paths::SharedPath;
+use crate::paths::{PathList, SharedPath};
 use crate::sample::{Identity, Mount, Reach};
 use crate::update::Template;
 
@@ -44,6 +44,21 @@ pub(super) struct File {
     pub(super) on_grid: OnGrid,
 }
 
+/// What a sampler has of the files of a batch, in the order of its looks.
+#[derive(Debug, Default)]
+pub(super) struct Lent {
+    pub(super) paths: PathList,
+    pub(super) reaches: Vec<Reach>,
+}
+
+impl Lent {
+    /// Empties it, for its room.
+    pub(super) fn clear(&mut self) {
+        self.paths.clear();
+        self.reaches.clear();
+    }
+}
+
 /// What is kept of few files: there may be a hundred thousand others, that take no more memory
 /// than they have to.
 #[derive(Default)]
@@ -57,12 +72,13 @@ struct Unusual {
 
 impl File {
     pub(super) fn new(
+        path: SharedPath,
         reach: Reach,
         home: Option<Arc<Home>>,
         alias: Option<Box<[u8]>>,
         claimed: Option<Claimed>,
     ) -> File {
-        let Reach { mode, path, identity, open, mount, realtime } = reach;
+        let Reach { mode, identity, open, mount, realtime } = reach;
         let unusual = alias.map(|alias| Box::new(Unusual { alias: Some(alias), making: None }));
         File {
             mode,
@@ -83,17 +99,19 @@ impl File {
         }
     }
 
-    /// How it is reached, for a sampler, until that gives it back.
-    pub(super) fn lend(&mut self) -> Reach {
+    /// Lends it to a sampler until that gives it back: adds its path to the list, and gives how
+    /// else it is reached.
+    pub(super) fn lend(&mut self, paths: &mut PathList) -> Reach {
         let File { mode, identity, mount, realtime, .. } = *self;
-        let (path, open) = (self.path.clone(), self.open.take());
+        paths.push(&self.path);
         self.away = true;
-        Reach { mode, path, identity, open, mount, realtime }
+        Reach { mode, identity, open: self.open.take(), mount, realtime }
     }
 
-    pub(super) fn take_back(&mut self, reach: Reach) {
+    /// What is open is taken out of `reach`.
+    pub(super) fn take_back(&mut self, reach: &mut Reach) {
         self.away = false;
-        self.open = reach.open;
+        self.open = reach.open.take();
         self.mount = reach.mount;
     }
 

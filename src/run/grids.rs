@@ -14,7 +14,7 @@ use super::crew::Crew;
 use super::jobs::Pass;
 use super::{Answer, File, Outcome, Run};
 use crate::dm::{Device, Dm};
-use crate::engine::{Batch, Event, FileId, Look, Reading, Time};
+use crate::engine::{Batch, Event, FileId, Reading, Time};
 use crate::extent::Fingerprint;
 use crate::grid::plan::Limits;
 use crate::grid::saved::SavedGrid;
@@ -206,7 +206,7 @@ impl Run {
         let slot = slot(&mut self.grids, batch.device);
         let Some(slot) = slot.filter(|slot| slot.away || slot.clerk.is_some()) else { return };
         let mut room = SEEN_MAX.saturating_sub(slot.seen.iter().map(|seen| seen.map.len()).sum());
-        for Look { file, sight, .. } in &batch.looks {
+        for (file, sight) in &batch.sights {
             let Sight::Mapped(_, Map { extents, blank, fingerprint, .. }) = sight else { continue };
             if extents.len() > room || slot.last_seen.get(file) == Some(fingerprint) {
                 continue;

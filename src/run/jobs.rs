@@ -1,6 +1,8 @@
 //! What the threads do: look at files, talk to the device-mapper, and say what came of it.
 
-use std::iter;
+use std::iter::{self, Zip};
+use std::path::Path;
+use std::slice;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,18 +11,20 @@ use log::debug;
 use nix::time::{ClockId, clock_gettime};
 
 use super::closing::Files;
-use super::pulse::{Heard, Pulse};
+use super::file::Lent;
+use super::pulse::{self, Heard, Pulse};
 use super::stat::Stat;
 use super::tidy::Tidy;
 use super::{Answer, Reserved};
 use crate::counters::Reading;
 use crate::dm::{Device, Dm, Known};
-use crate::engine::{self, Batch, Event, FileId, Look, Sweep};
+use crate::engine::{self, Batch, Event, FileId, Sweep};
 use crate::extent::Extents;
 use crate::group::Mark;
 use crate::home::{Home, sysfs};
 use crate::kernel::fiemap::Pages;
 use crate::mounts::{Lists, Mounts};
+use crate::paths;
 use crate::sample::{self, Reach};
 use crate::shape::{Limits, Want};
 use crate::sight::Sight;
@@ -31,8 +35,8 @@ const STAMPS_A_BEAT: usize = 32;
 
 /// For a sampler.
 pub(super) enum Sample {
-    /// Look at the files, which are reached by these, in the same order.
-    Look { batch: Batch, reaches: Vec<Reach>, keep: bool, reserved: Reserved },
+    /// Look at the files.
+    Look { batch: Batch, lent: Lent, keep: bool, reserved: Reserved },
     /// Read the device's write counter.
     Gauge(Device),
     /// Close the files.
@@ -155,23 +159,11 @@ pub(super) fn sampler(
     let mut pages = Pages::default();
     move |job| {
         let answer = match job {
-            Sample::Look { mut batch, mut reaches, keep, reserved } => {
-                let mounts = lists.as_ref().map(|lists| lists.mounts());
-                let maps = batch.maps.is_some();
-                get_on(&pulse, &mut batch, &mut reaches, |look, reach| {
-                    let sight = match maps {
-                        _ if is_detached(reach, mounts.as_ref()) => Sight::Unmounted,
-                        true => sample::look(reach, look.last, look.taken(), keep, &mut pages),
-                        false => sample::compare(reach, look.last),
-                    };
-                    if !matches!(sight, Sight::Same) {
-                        look.sight = sight; // long, and rare
-                    }
-                    if let (true, Some(lists)) = (maps, &lists) {
-                        reach.note_mount(lists); // it may have been opened just now
-                    }
-                });
-                Answer::Looked(batch, reaches, reserved)
+            Sample::Look { mut batch, mut lent, keep, reserved } => {
+                let mounts = lists.as_ref().map(|lists| (&**lists, lists.mounts()));
+                let turns = Turns::new(&pulse, &batch, &mut lent);
+                make_looks(&mut batch, turns, mounts.as_ref(), keep, &mut pages);
+                Answer::Looked(batch, lent, reserved)
             }
             Sample::Gauge(device) => {
                 // Files are to be looked at, too, when their filesystem may have been unmounted.
@@ -189,25 +181,62 @@ pub(super) fn sampler(
     }
 }
 
-/// Does this for each file of a batch, and says now and then that the device answers.
-fn get_on(
-    pulse: &Pulse,
+/// Makes the looks of a batch, at files that take their turns. One that had to be opened for its
+/// map stays open if `keep` says so. Of the mounts there is what there was at the start.
+fn make_looks(
     batch: &mut Batch,
-    reaches: &mut [Reach],
-    mut look: impl FnMut(&mut Look, &mut Reach),
+    mut turns: Turns<'_>,
+    mounts: Option<&(&Lists, Mounts)>,
+    keep: bool,
+    pages: &mut Pages,
 ) {
-    let job = pulse.begin(batch.device);
-    let every = if batch.maps.is_some() { 1 } else { STAMPS_A_BEAT };
-    for (at, (of, reach)) in iter::zip(&mut batch.looks, reaches).enumerate() {
-        look(of, reach);
-        if (at + 1) % every == 0 {
-            job.gets_on();
-        }
+    let is_detached =
+        |reach: &mut Reach| mounts.is_some_and(|(_, mounts)| reach.is_detached(mounts));
+    if batch.maps.is_none() {
+        return batch.compare(|look| {
+            let (path, reach) = turns.next();
+            if is_detached(reach) {
+                return Err(Sight::Unmounted);
+            }
+            sample::compare(path, reach, look.last)
+        });
     }
+    batch.map(|look, taken| {
+        let (path, reach) = turns.next();
+        if is_detached(reach) {
+            return Sight::Unmounted;
+        }
+        let sight = sample::look(path, reach, look.last, taken, keep, pages);
+        if let Some((lists, _)) = mounts {
+            reach.note_mount(lists); // it may have been opened just now
+        }
+        sight
+    });
 }
 
-fn is_detached(reach: &mut Reach, mounts: Option<&Mounts>) -> bool {
-    mounts.is_some_and(|mounts| reach.is_detached(mounts))
+/// The files of a batch, one for each look. Their device has a job to do until this is dropped.
+struct Turns<'a> {
+    job: pulse::Job,
+    every: usize,
+    count: usize,
+    files: Zip<paths::Iter<'a>, slice::IterMut<'a, Reach>>,
+}
+
+impl<'a> Turns<'a> {
+    fn new(pulse: &Pulse, batch: &Batch, lent: &'a mut Lent) -> Turns<'a> {
+        let every = if batch.maps.is_some() { 1 } else { STAMPS_A_BEAT };
+        let files = iter::zip(&lent.paths, &mut lent.reaches);
+        Turns { job: pulse.begin(batch.device), every, count: 0, files }
+    }
+
+    /// The next one. Now and then it is said that the device has answered for those before it.
+    fn next(&mut self) -> (&'a Path, &'a mut Reach) {
+        if self.count > 0 && self.count % self.every == 0 {
+            self.job.gets_on();
+        }
+        self.count += 1;
+        self.files.next().expect("each look was handed out with its file")
+    }
 }
 
 /// Write requests and flushes that the device has finished; `None` if it does not say.
@@ -333,10 +362,11 @@ pub(super) fn processor_time() -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::fs::File;
 
     use super::*;
     use crate::dm::Label;
+    use crate::engine::Look;
     use crate::extent::Extent;
     use crate::kernel::memory::Memory;
     use crate::mode::Mode;
@@ -369,25 +399,47 @@ mod tests {
         ]
     }
 
+    fn batch(maps: Option<usize>, files: u32) -> Batch {
+        let looks = (0..files).map(|at| Look { file: FileId(at), last: None }).collect();
+        Batch { device: DEVICE, maps, looks, changed: Vec::new(), sights: Vec::new() }
+    }
+
+    fn lent(mode: Mode, open: impl Fn() -> Option<File>, mount: Mount, files: u32) -> Lent {
+        let mut lent = Lent::default();
+        for _ in 0..files {
+            let identity = Identity { inode: 2, generation: 0 };
+            lent.paths.push(&Path::new("/").into());
+            lent.reaches.push(Reach { mode, identity, open: open(), mount, realtime: false });
+        }
+        lent
+    }
+
     #[test]
-    fn a_device_that_gives_stamp_after_stamp_is_not_stuck() {
-        let looks = (0..100).map(|at| Look { file: FileId(at), last: None, sight: Sight::Same });
-        let reach = |_| Reach {
-            mode: Mode::Path,
-            path: Path::new("/").into(),
-            identity: Identity { inode: 2, generation: 0 },
-            open: None,
-            mount: Mount::Unasked,
-            realtime: false,
-        };
-        let mut reaches: Vec<Reach> = (0..100).map(reach).collect();
-        let mut batch = Batch { device: DEVICE, maps: None, looks: looks.collect() };
-        let (pulse, mut last) = (Pulse::default(), None);
-        get_on(&pulse, &mut batch, &mut reaches, |look, _| {
-            // As if the first 33 stamps had taken that long.
-            let until = *last.get_or_insert_with(|| Instant::now() + Duration::from_secs(5));
-            assert_eq!(pulse.stuck(DEVICE, until).is_some(), look.file.0 < 32, "{look:?}");
-        });
+    fn a_device_that_gives_stamp_after_stamp_or_map_after_map_is_not_stuck() {
+        for (maps, first) in [(None, 32), (Some(0), 1)] {
+            let mut lent = lent(Mode::Path, || None, Mount::Unasked, 100);
+            let (pulse, mut last) = (Pulse::default(), None);
+            let mut turns = Turns::new(&pulse, &batch(maps, 100), &mut lent);
+            for at in 0..100 {
+                turns.next();
+                // As if the first stamps, or the first map, had taken that long.
+                let until = *last.get_or_insert_with(|| Instant::now() + Duration::from_secs(5));
+                assert_eq!(pulse.stuck(DEVICE, until).is_some(), at < first, "{maps:?}: {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_whose_mount_is_no_more_is_unmounted_whether_its_map_is_due_or_not() {
+        let lists = Lists::open();
+        for maps in [None, Some(0)] {
+            let (mut batch, nowhere) = (batch(maps, 1), Mount::Seen(u32::MAX));
+            let mut lent = lent(Mode::Inode, || tempfile::tempfile().ok(), nowhere, 1);
+            let turns = Turns::new(&Pulse::default(), &batch, &mut lent);
+            let mounts = (&lists, lists.mounts());
+            make_looks(&mut batch, turns, Some(&mounts), true, &mut Pages::default());
+            assert_eq!(batch.sights, [(FileId(0), Sight::Unmounted)]);
+        }
     }
 
     #[test]

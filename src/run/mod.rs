@@ -51,6 +51,7 @@ use crate::home::Home;
 use crate::kernel::process::{part_with_descriptors, raise_descriptor_limit, share_one_heap};
 use crate::mounts::Lists;
 use crate::pace::{self, Paced, Pacer};
+use crate::paths::SharedPath;
 use crate::request::Reply;
 use crate::sample::Reach;
 use crate::socket::{self, Release};
@@ -60,7 +61,7 @@ use clerk::Manner;
 use closing::Closing;
 use control::{Desk, Question};
 use crew::Crew;
-use file::File;
+use file::{File, Lent};
 use grids::Grids;
 use jobs::{Did, Order, Sample, Wanted};
 use pulse::Pulse;
@@ -73,6 +74,8 @@ use tidy::Tidy;
 /// A file to follow, and what to do for it.
 #[derive(Debug)]
 pub struct Entry {
+    /// Where it was found.
+    pub path: SharedPath,
     /// How it is reached.
     pub reach: Reach,
     /// What the engine has to know.
@@ -114,7 +117,7 @@ type Reserved = usize;
 
 /// What threads put into main's inbox.
 enum Answer {
-    Looked(Batch, Vec<Reach>, Reserved),
+    Looked(Batch, Lent, Reserved),
     /// So many files of the device have been closed.
     Closed(Device, usize),
     Event(Event),
@@ -237,8 +240,8 @@ struct Run {
     remove_on_exit: bool,
     /// When the groups that are deleted at the end must have gone.
     ending: Option<Time>,
-    /// Batches that came back, for their room.
-    spare: Vec<Vec<Reach>>,
+    /// What was lent with batches that came back, for its room.
+    spare: Vec<Lent>,
     closing: Closing,
     pulse: Pulse,
     /// Files that are open or may be by now, and how many may be.
@@ -377,7 +380,7 @@ impl Run {
         alias: Option<Box<[u8]>>,
         claimed: Option<Claimed>,
     ) -> FileId {
-        let Entry { mut reach, spec, template, mark, home } = entry;
+        let Entry { path, mut reach, spec, template, mark, home } = entry;
         self.open += usize::from(reach.open.is_some());
         if self.open > self.open_max {
             self.put_away(reach.open.take());
@@ -386,7 +389,7 @@ impl Run {
         let Mark { nonce, .. } = there.unwrap_or(mark);
         let owner = self.open_account(spec.device, there.unwrap_or(mark), claimed.as_ref());
         let file = self.engine.follow(self.now(), spec);
-        let mut followed = File::new(reach, home, alias, claimed);
+        let mut followed = File::new(path, reach, home, alias, claimed);
         (followed.nonce, followed.owner) = (nonce, owner);
         if there.is_none() {
             followed.make_from(template, mark);
@@ -431,10 +434,10 @@ impl Run {
             None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
         match answer {
-            Ok(Answer::Looked(batch, reaches, reserved)) => {
+            Ok(Answer::Looked(batch, lent, reserved)) => {
                 self.open -= reserved;
-                self.take_back(&batch, reaches);
-                self.count_failed_looks(&batch.looks);
+                self.take_back(&batch, lent);
+                self.count_failed_looks(&batch);
                 self.see(&batch);
                 events.push(Event::Looked(batch));
             }
@@ -475,8 +478,8 @@ impl Run {
         (0..).map(FileId).take(self.files.len()).filter(|file| self.engine.follows(*file))
     }
 
-    fn take_back(&mut self, batch: &Batch, mut reaches: Vec<Reach>) {
-        for (look, mut reach) in batch.looks.iter().zip(reaches.drain(..)) {
+    fn take_back(&mut self, batch: &Batch, mut lent: Lent) {
+        for (look, reach) in batch.looks.iter().zip(&mut lent.reaches) {
             self.open += usize::from(reach.open.is_some());
             let follows = self.engine.follows(look.file);
             if !follows {
@@ -487,20 +490,22 @@ impl Run {
                 self.close_if_late(look.file);
             }
         }
-        self.spare.push(reaches);
+        lent.clear();
+        self.spare.push(lent);
     }
 
     fn hand_out(&mut self, batch: Batch) {
-        let mut reaches = self.spare.pop().unwrap_or_default();
-        for look in &batch.looks {
-            reaches.push(self.files[look.file.index()].lend());
-        }
-        let open = reaches.iter().filter(|reach| reach.open.is_some()).count();
-        let more = if batch.maps.is_some() { reaches.len() - open } else { 0 };
+        let mut lent = self.spare.pop().unwrap_or_default();
+        // Each is built in its place: one that is pushed is built elsewhere, and read at once in
+        // other pieces than it was written, which a processor has to wait for.
+        let (paths, files) = (&mut lent.paths, &mut self.files);
+        lent.reaches.extend(batch.looks.iter().map(|look| files[look.file.index()].lend(paths)));
+        let open = lent.reaches.iter().filter(|reach| reach.open.is_some()).count();
+        let more = if batch.maps.is_some() { batch.looks.len() - open } else { 0 };
         let keep = self.open + more <= self.open_max;
         let reserved = if keep { open + more } else { open };
         self.open += reserved - open;
-        give(&self.samplers, Sample::Look { batch, reaches, keep, reserved });
+        give(&self.samplers, Sample::Look { batch, lent, keep, reserved });
     }
 
     fn act(&mut self, action: Action) {

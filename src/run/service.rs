@@ -286,20 +286,20 @@ impl Run {
         let nameless: Vec<Nameless<'_>> = fresh
             .iter()
             .map(|fresh| Nameless {
-                path: &fresh.entry.reach.path,
+                path: &fresh.entry.path,
                 inode: fresh.entry.reach.identity.inode,
                 template: &fresh.terms.alias,
             })
             .collect();
         let taken: HashSet<Vec<u8>> = self.aliases().collect();
         let aliases = unique_aliases(&nameless, |alias| taken.contains(alias));
-        let paths: Vec<&Path> = fresh.iter().map(|fresh| &*fresh.entry.reach.path).collect();
+        let paths: Vec<&Path> = fresh.iter().map(|fresh| &*fresh.entry.path).collect();
         let paths = SharedPath::share(&paths);
         let mut files = Vec::with_capacity(fresh.len());
         for ((fresh, path), alias) in fresh.into_iter().zip(paths).zip(aliases) {
             let Fresh { key, terms, by, mut entry } = fresh;
-            entry.reach.path = path;
-            let unusual = alias != usual_alias(&entry.reach.path);
+            entry.path = path;
+            let unusual = alias != usual_alias(&entry.path);
             entry.template.alias = alias;
             let alias = unusual.then(|| Box::from(&*entry.template.alias));
             let claimed = Claimed { key, terms, by };
@@ -397,7 +397,7 @@ impl Service {
     /// Whether the file was let go for good, by what it is or by its path.
     pub(super) fn is_dismissed(&self, fresh: &Fresh) -> bool {
         let is = |key| self.dismissed.contains(&key);
-        !self.dismissed.is_empty() && (is(fresh.key) || is(Key::of_path(&fresh.entry.reach.path)))
+        !self.dismissed.is_empty() && (is(fresh.key) || is(Key::of_path(&fresh.entry.path)))
     }
 
     /// Looks no more for what was at the path; whether anything was.
@@ -473,7 +473,7 @@ mod tests {
         let files: Vec<FileId> = (0..20)
             .map(|n| {
                 let mut file = wanted(By::Request, &format!("/srv/{n}"));
-                file.key = Key::of_path(&file.entry.reach.path);
+                file.key = Key::of_path(&file.entry.path);
                 follow(&mut run, file).1
             })
             .collect();

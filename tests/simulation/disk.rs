@@ -6,7 +6,7 @@
 
 use dmfilemapd::dm::Device;
 use dmfilemapd::extent::{Extent, Extents};
-use dmfilemapd::sight::{Map, Stamp};
+use dmfilemapd::sight::{Imprint, Map, Stamp};
 
 use super::dice::Dice;
 
@@ -111,12 +111,13 @@ impl Disk {
         self.inodes.len() - 1
     }
 
-    pub fn stamp(&self, at: usize) -> Stamp {
+    pub fn stamp(&self, at: usize) -> Imprint {
         let inode = &self.inodes[at];
         let blocks = (inode.blocks.len() + inode.delayed) as u64 * BLOCK;
         let changed = i64::try_from(inode.stamped * TICK * 1000).unwrap();
         let (size, modified) = (blocks * 512, changed);
-        Stamp { device: self.device, inode: inode.number, size, blocks, modified, changed }
+        let (device, number) = (self.device, inode.number);
+        Stamp { device, inode: number, size, blocks, modified, changed }.imprint()
     }
 
     pub fn map(&self, at: usize) -> Map {

@@ -124,15 +124,15 @@ fn micros(time: Time) -> u64 {
 fn line(event: &Event) -> String {
     match event {
         Event::Looked(batch) => {
-            let news = batch.looks.iter().filter(|look| look.sight != Sight::Same);
-            let news = news.map(|look| match &look.sight {
-                Sight::Mapped(stamp, map) => format!(
-                    " {:?} [{} {} {:?} {}]",
-                    look.file, stamp.inode, stamp.changed, map.extents, map.torn
-                ),
-                sight => format!(" {:?} {sight:?}", look.file),
+            let changed = batch.changed.iter().filter(|_| batch.maps.is_none());
+            let changed = changed.map(|(file, stamp)| format!(" {file:?} {stamp:?}"));
+            let sights = batch.sights.iter().map(|(file, sight)| match sight {
+                Sight::Mapped(stamp, map) => {
+                    format!(" {file:?} [{stamp:?} {:?} {}]", map.extents, map.torn)
+                }
+                sight => format!(" {file:?} {sight:?}"),
             });
-            news.fold(String::new(), |line, news| line + &news)
+            changed.chain(sights).fold(String::new(), |line, news| line + &news)
         }
         Event::Swept(_, Ok(_)) | Event::Read(..) | Event::Gauged(..) | Event::Tick => String::new(),
         event => format!("{event:?}"),
@@ -321,17 +321,21 @@ impl World {
         }
     }
 
+    fn look(&mut self, mut batch: Batch, targets: &[Target]) -> Batch {
+        let mut targets = targets.iter();
+        let mut next = || *targets.next().expect("one for each look");
+        match batch.maps {
+            None => batch.compare(|look| self.compare(next(), look.last)),
+            Some(_) => batch.map(|_, taken| self.map(next(), taken.copied())),
+        }
+        batch
+    }
+
     fn perform(&mut self, what: &What) -> Event {
         self.table.vandalised = false;
         let claim = self.claim;
         match what {
-            What::Look(batch, targets) => {
-                let mut batch = batch.clone();
-                for (look, target) in iter::zip(&mut batch.looks, targets) {
-                    look.sight = self.look(*target, look, batch.maps.is_some());
-                }
-                Event::Looked(batch)
-            }
+            What::Look(batch, targets) => Event::Looked(self.look(batch.clone(), targets)),
             What::Gauge(device) => {
                 let now = self.now;
                 let disk = self.disks.iter_mut().find(|disk| disk.device == *device);

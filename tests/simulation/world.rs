@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use dmfilemapd::dm::Device;
-use dmfilemapd::engine::{Look, Pace, Settings, Time};
+use dmfilemapd::engine::{Pace, Settings, Time};
 use dmfilemapd::mode::Mode;
 use dmfilemapd::shape::Limits;
-use dmfilemapd::sight::{Sight, Stamp};
+use dmfilemapd::sight::{Imprint, Sight};
 use dmfilemapd::update::{self, Orphan};
 
 use super::dice::Dice;
@@ -228,25 +228,32 @@ impl World {
         Err(Sight::Absent { found: "nothing".to_owned(), beside })
     }
 
-    /// What a sampler sees.
-    pub fn look(&mut self, target: Target, look: &Look, maps: bool) -> Sight {
+    /// What a sampler sees that compares stamps.
+    pub fn compare(
+        &mut self,
+        target: Target,
+        last: Option<Imprint>,
+    ) -> Result<Option<Imprint>, Sight> {
+        let (_, _, now) = self.stat(target)?;
+        Ok(Some(now).filter(|now| last != Some(*now)))
+    }
+
+    fn stat(&mut self, target: Target) -> Result<(usize, usize, Imprint), Sight> {
         if self.dice.one_in(self.failures) {
-            return Sight::Failed("stat: ENOMEM".to_owned());
+            return Err(Sight::Failed("stat: ENOMEM".to_owned()));
         }
-        let (disk, inode) = match self.find(target) {
-            Ok(place) => place,
+        let (disk, inode) = self.find(target)?;
+        Ok((disk, inode, self.disks[disk].stamp(inode)))
+    }
+
+    /// What one sees that reads the map.
+    pub fn map(&mut self, target: Target, taken: Option<Imprint>) -> Sight {
+        let (disk, inode, now) = match self.stat(target) {
+            Ok(found) => found,
             Err(sight) => return sight,
         };
-        let now = self.disks[disk].stamp(inode);
-        if !maps {
-            return if look.last == Some(now.imprint()) {
-                Sight::Same
-            } else {
-                Sight::Changed(now)
-            };
-        }
-        let is_of_it = |it: &Stamp| (it.device, it.inode) == (now.device, now.inode);
-        let stamp = look.taken().filter(is_of_it).unwrap_or(now);
+        let is_of_it = |it: &Imprint| (it.device, it.inode) == (now.device, now.inode);
+        let stamp = taken.filter(is_of_it).unwrap_or(now);
         // A writer is at work between the two, and maybe between two pages of the map.
         let mut map = self.disks[disk].map(inode);
         if self.gap > 0 && self.dice.one_in(20) {
