@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use dmfilemapd::mode::Mode;
 use dmfilemapd::{place, sample};
 
-use crate::child::{Errand, INTERVAL, SWEEPS, TOUCH, answer, calls_between_marks};
+use crate::child::{Errand, INTERVAL, SWEEPS, TOUCH, TRACED_INTERVAL, answer, calls_between_marks};
 use crate::host::Looks;
 use crate::support::arguments::skip;
 use crate::support::counts::Counts;
@@ -64,7 +64,7 @@ pub fn count(folder: &Folder, files: &Files, counts: &mut Counts) -> Result<Tabl
 pub fn whole_program(
     folder: &Folder,
     files: &Files,
-    seconds: u64,
+    sweeps: u64,
     counts: &mut Counts,
     calls: &mut Table,
 ) -> Result<Table, Box<dyn Error>> {
@@ -73,44 +73,54 @@ pub fn whole_program(
     let headings = [&headings[..], &["allocations/sweep"]].concat();
     let mut table = Table::new("program", title, &headings);
     table.note("The floor is a loop that looks at all files with fstat, and sleeps.");
-    let sweeps = u64::try_from(INTERVAL.as_millis()).map(|interval| seconds * 1000 / interval)?;
-    let sweeps = usize::try_from(sweeps)?;
-    let output = Errand::Run(seconds).command(files, None)?.stderr(Stdio::inherit()).output()?;
+    let errand = Errand::Run { sweeps, interval: INTERVAL };
+    let output = errand.command(files, None)?.stderr(Stdio::inherit()).output()?;
     let number = |key| answer(&output.stdout, key).ok_or("the child did not answer");
-    let (count, sweeps) = (as_f64(files.paths.len() as u64), as_f64(sweeps as u64));
-    let per_look = |key| number(key).map(|took| took / count / sweeps);
+    let (count, of_sweeps) = (as_f64(files.paths.len() as u64), as_f64(sweeps));
+    let per_look = |key| number(key).map(|took| took / count / of_sweeps);
     let (floor, look) = (per_look("floor")?, per_look("program")?);
-    let looks = 1000 * files.paths.len() / usize::try_from(INTERVAL.as_millis())?;
+    let looks = 1000 * files.paths.len() / usize::try_from(INTERVAL)?;
     let (ratio, looks) = (Cell::Ratio(look / floor), looks.into());
     let allocations = number("allocations")?;
     let what = "the whole program allocates as often as for one file in 50";
     // Of batches and readings, and not of files: many times fewer.
     let in_a_sweep = as_f64(files.paths.len() as u64) / 50.0;
-    counts.is(what, (allocations > in_a_sweep * sweeps).into(), 0);
+    counts.is(what, (allocations > in_a_sweep * of_sweeps).into(), 0);
     table.row([
         files.paths.len().into(),
         looks,
         Cell::Number(floor),
         Cell::Number(look),
         ratio,
-        Cell::Number(allocations / sweeps),
+        Cell::Number(allocations / of_sweeps),
     ]);
 
     if has_strace() {
-        let all = traced(folder, files, Errand::Run(seconds))?;
-        // strace slows it down: what is certain is how many calls there are for each look.
-        let looks = all.get("fstat").copied().unwrap_or_default();
-        // How often a thread has to wait for another is up to the machine.
-        let is_counted = |name: &&String| !WAITING.contains(&name.as_str());
-        let total: usize = all.keys().filter(is_counted).map(|name| all[name]).sum();
-        let limit = looks + looks / 2;
-        counts.at_most("system calls of the whole program", total as u64, limit as u64);
-        let per_sweep =
-            |(name, count): (String, usize)| (name, count * files.paths.len() / looks.max(1));
-        let sweep = all.into_iter().map(per_sweep).collect();
-        row(calls, "idle, whole program", "descriptor", files, &sweep);
+        trace_program(folder, files, sweeps.div_ceil(10), counts, calls)?;
     }
     Ok(table)
+}
+
+fn trace_program(
+    folder: &Folder,
+    files: &Files,
+    sweeps: u64,
+    counts: &mut Counts,
+    calls: &mut Table,
+) -> Result<(), Box<dyn Error>> {
+    let all = traced(folder, files, Errand::Run { sweeps, interval: TRACED_INTERVAL })?;
+    // A sweep more or less: what is certain is how many calls there are for each look.
+    let looks = all.get("fstat").copied().unwrap_or_default();
+    // How often a thread has to wait for another is up to the machine.
+    let is_counted = |name: &&String| !WAITING.contains(&name.as_str());
+    let total: usize = all.keys().filter(is_counted).map(|name| all[name]).sum();
+    let limit = looks + looks / 2;
+    counts.at_most("system calls of the whole program", total as u64, limit as u64);
+    let per_sweep =
+        |(name, count): (String, usize)| (name, count * files.paths.len() / looks.max(1));
+    let sweep = all.into_iter().map(per_sweep).collect();
+    row(calls, "idle, whole program", "descriptor", files, &sweep);
+    Ok(())
 }
 
 fn row(table: &mut Table, kind: &str, by: &str, files: &Files, sweep: &BTreeMap<String, usize>) {

@@ -4,18 +4,22 @@
 use std::env;
 use std::error::Error;
 use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use dmfilemapd::dm::{Device, Dm, Reply};
 use dmfilemapd::engine::{Pace, Settings, Spec};
 use dmfilemapd::group::Mark;
 use dmfilemapd::kernel::Memory;
 use dmfilemapd::kernel::process::raise_descriptor_limit;
 use dmfilemapd::mode::Mode;
+use dmfilemapd::paths::SharedPath;
 use dmfilemapd::run::{self, Entry, Manners};
 use dmfilemapd::sample::{self, Identity, Mount, Reach};
 use dmfilemapd::shape::Limits;
@@ -42,8 +46,13 @@ pub const TOUCH: &str = "utimensat";
 /// Sweeps of a child.
 pub const SWEEPS: usize = 4;
 
-/// Between two looks at a file by the whole program.
-pub const INTERVAL: Duration = Duration::from_millis(100);
+/// Between two looks at a file by the whole program, and where each of its system calls goes by way
+/// of strace; milliseconds.
+pub const INTERVAL: u64 = 100;
+pub const TRACED_INTERVAL: u64 = 10 * INTERVAL;
+
+/// Intervals until the whole program is at rest, at most, however slow the machine is.
+const PATIENCE: usize = 1000;
 
 /// What a child does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,8 +61,8 @@ pub enum Errand {
     Sweep(Mode, Looks),
     /// The same, of files each of which has just changed for the first time.
     Changed(Mode),
-    /// The whole program, for so many seconds.
-    Run(u64),
+    /// The whole program, for so many sweeps; milliseconds between them.
+    Run { sweeps: u64, interval: u64 },
 }
 
 impl Errand {
@@ -62,7 +71,7 @@ impl Errand {
             Errand::Sweep(mode, Looks::Stamps) => format!("stamps-{mode}"),
             Errand::Sweep(mode, Looks::Maps) => format!("maps-{mode}"),
             Errand::Changed(mode) => format!("changed-{mode}"),
-            Errand::Run(seconds) => format!("run-{seconds}"),
+            Errand::Run { sweeps, interval } => format!("run-{sweeps}x{interval}"),
         }
     }
 
@@ -72,13 +81,17 @@ impl Errand {
             "stamps" => Some(Errand::Sweep(rest.parse().ok()?, Looks::Stamps)),
             "maps" => Some(Errand::Sweep(rest.parse().ok()?, Looks::Maps)),
             "changed" => Some(Errand::Changed(rest.parse().ok()?)),
-            "run" => Some(Errand::Run(rest.parse().ok()?)),
+            "run" => {
+                let (sweeps, interval) = rest.split_once('x')?;
+                let (sweeps, interval) = (sweeps.parse().ok()?, interval.parse().ok()?);
+                Some(Errand::Run { sweeps, interval })
+            }
             _ => None,
         }
     }
 
     /// A command that does it; by strace, which writes to `trace`, if that is given.
-    pub fn command(self, files: &Files, trace: Option<&Path>) -> std::io::Result<Command> {
+    pub fn command(self, files: &Files, trace: Option<&Path>) -> io::Result<Command> {
         let this = env::current_exe()?;
         let mut command = match trace {
             Some(trace) => {
@@ -102,7 +115,9 @@ pub fn done() -> Option<Result<(), Box<dyn Error>>> {
     Some(match errand {
         Some(Errand::Sweep(mode, looks)) => sweep(mode, looks, &files),
         Some(Errand::Changed(mode)) => changed(mode, &files),
-        Some(Errand::Run(seconds)) => run_for(Duration::from_secs(seconds), &files),
+        Some(Errand::Run { sweeps, interval }) => {
+            run_for(sweeps, Duration::from_millis(interval), &files)
+        }
         None => Err("an unknown errand".into()),
     })
 }
@@ -112,7 +127,7 @@ fn mark() {
 }
 
 /// The names of the system calls between two marks.
-pub fn calls_between_marks(trace: &Path) -> std::io::Result<Vec<String>> {
+pub fn calls_between_marks(trace: &Path) -> io::Result<Vec<String>> {
     let text = fs::read_to_string(trace)?;
     let between = text.lines().skip_while(|line| !line.contains(MARK)).skip(1);
     let between = between.take_while(|line| !line.contains(MARK));
@@ -147,55 +162,83 @@ fn changed(mode: Mode, files: &Files) -> Result<(), Box<dyn Error>> {
 /// Runs the program until it is at rest, and then for a while. Prints its CPU time in nanoseconds
 /// over that while, and that of a loop which does nothing but fstat and sleep; and how often any of
 /// its threads allocated meanwhile.
-fn run_for(time: Duration, files: &Files) -> Result<(), Box<dyn Error>> {
-    let floor = poll(&files.open()?, time);
-    let entries: Vec<Entry> = files.paths.iter().map(entry).collect::<Result<_, _>>()?;
+fn run_for(sweeps: u64, interval: Duration, files: &Files) -> Result<(), Box<dyn Error>> {
+    let floor = poll(&files.open()?, sweeps, interval);
+    let paths = SharedPath::share(&files.paths.iter().map(|path| &**path).collect::<Vec<_>>());
+    let entries: Vec<Entry> =
+        paths.into_iter().map(|path| entry(path, interval)).collect::<io::Result<_>>()?;
     let settings =
         Settings { settle: Duration::ZERO, full_look: HOURS, sweep: HOURS, ..Settings::default() };
-    // A map of each is read in the beginning, and strace takes its time for that.
-    let begun = 10 * INTERVAL + Duration::from_millis(1) * u32::try_from(entries.len())?;
+    let (count, asked) = (entries.len(), Arc::new(AtomicUsize::new(0)));
+    let seen = asked.clone();
     let watch = move || {
-        thread::sleep(begun);
-        let began = process_time();
-        mark();
-        let region = Region::new(&INSTRUMENTED_SYSTEM);
-        thread::sleep(time);
-        let allocated = region.change();
-        mark();
-        let took = process_time() - began;
-        let allocations = allocated.allocations + allocated.reallocations;
-        println!("{}", json!({ "program": took, "floor": floor, "allocations": allocations }));
-        raise(Signal::SIGTERM).ok();
+        // When its map was read, the group of each is looked for.
+        for _ in 0..PATIENCE {
+            thread::sleep(interval);
+            if seen.load(Ordering::Relaxed) >= count {
+                return measure(sweeps, interval, floor);
+            }
+        }
+        raise(Signal::SIGTERM).ok(); // and nothing is printed
     };
     let ready = || drop(thread::spawn(watch));
     let mut memory = Memory::new();
     if let Some(path) = files.paths.first() {
         memory.add_device(sample::device(&fs::metadata(path)?), 1 << 40, "disk", "");
     }
-    run::run(move || Ok(memory.clone()), 1, entries, settings, Manners::default(), ready)?;
+    let table = move || Ok(Table { memory: memory.clone(), asked: asked.clone() });
+    run::run(table, 1, entries, settings, Manners::default(), ready)?;
     Ok(())
+}
+
+/// Says what the program at rest takes, and ends it.
+fn measure(sweeps: u64, interval: Duration, floor: f64) {
+    thread::sleep(Duration::from_millis(10 * INTERVAL)); // then whatever grows has grown
+    let began = process_time();
+    mark();
+    let region = Region::new(&INSTRUMENTED_SYSTEM);
+    thread::sleep(interval * u32::try_from(sweeps).unwrap_or(u32::MAX));
+    let allocated = region.change();
+    mark();
+    let took = process_time() - began;
+    let allocations = allocated.allocations + allocated.reallocations;
+    println!("{}", json!({ "program": took, "floor": floor, "allocations": allocations }));
+    raise(Signal::SIGTERM).ok();
+}
+
+/// A table that counts what it is asked.
+struct Table {
+    memory: Memory,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Dm for Table {
+    fn message(&mut self, device: Device, text: &[u8]) -> io::Result<Reply> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        self.memory.message(device, text)
+    }
 }
 
 /// CPU time that it takes to look at open files, at the interval and for so long, if nothing is
 /// done but that.
-fn poll(open: &[File], time: Duration) -> f64 {
+fn poll(open: &[File], sweeps: u64, interval: Duration) -> f64 {
     let began = process_time();
-    for _ in 0..time.as_millis() / INTERVAL.as_millis() {
-        thread::sleep(INTERVAL);
+    for _ in 0..sweeps {
+        thread::sleep(interval);
         open.iter().for_each(floor::stat_file);
     }
     process_time() - began
 }
 
 /// An entry for a file that has no extents, so that no group is made.
-fn entry(path: &Arc<Path>) -> std::io::Result<Entry> {
-    let open = sample::open_regular(path)?;
+fn entry(path: SharedPath, interval: Duration) -> io::Result<Entry> {
+    let open = sample::open_regular(&path)?;
     let metadata = open.metadata()?;
     let device = sample::device(&metadata);
     let identity = Identity { inode: metadata.ino(), generation: 0 };
-    let (mode, pace, limits) = (Mode::Inode, Pace::fixed(INTERVAL), Limits::NONE);
+    let (mode, pace, limits) = (Mode::Inode, Pace::fixed(interval), Limits::NONE);
     Ok(Entry {
-        path: (&**path).into(),
+        path,
         reach: Reach {
             mode,
             identity,

@@ -58,9 +58,9 @@ fn bench() -> Result<ExitCode, Box<dyn Error>> {
     }
     if arguments.wants("calls") && maps {
         let mut table = calls::count(&folder, &few, &mut results.counts)?;
-        let (size, seconds) = if arguments.quick { (1000, 1) } else { (10_000, 10) };
+        let (size, sweeps) = if arguments.quick { (1000, 10) } else { (10_000, 100) };
         let empty = folder.empty_files(size)?;
-        calls::whole_program(&folder, &empty, seconds, &mut results.counts, &mut table)?
+        calls::whole_program(&folder, &empty, sweeps, &mut results.counts, &mut table)?
             .publish(&arguments)?;
         table.publish(&arguments)?;
     }
