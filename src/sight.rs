@@ -75,7 +75,7 @@ pub struct Map {
     pub torn: bool,
 }
 
-/// What one look at a file gave.
+/// What one look at a file gave, where that is more than another stamp.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sight {
     /// The map was read. The stamp, of which this is, was taken before it, so that a change after
