@@ -26,7 +26,7 @@ pub struct SharedPath {
 
 impl SharedPath {
     /// The same paths, in the same order, in as few blocks as there can be.
-    pub fn share(paths: &[&Path]) -> Vec<SharedPath> {
+    pub fn share<P: AsRef<Path>>(paths: &[P]) -> Vec<SharedPath> {
         let mut shared = Vec::with_capacity(paths.len());
         let mut rest = paths;
         while !rest.is_empty() {
@@ -40,10 +40,10 @@ impl SharedPath {
 }
 
 /// How many of the paths go into the next block, at least one, and how many bytes they are.
-fn first_block(paths: &[&Path]) -> (usize, usize) {
+fn first_block<P: AsRef<Path>>(paths: &[P]) -> (usize, usize) {
     let mut bytes = 0;
     for (count, path) in paths.iter().enumerate() {
-        let with = bytes + path.as_os_str().len();
+        let with = bytes + path.as_ref().as_os_str().len();
         if count > 0 && with > BLOCK {
             return (count, bytes);
         }
@@ -52,15 +52,15 @@ fn first_block(paths: &[&Path]) -> (usize, usize) {
     (paths.len(), bytes)
 }
 
-fn fill(paths: &[&Path], bytes: usize, shared: &mut Vec<SharedPath>) {
+fn fill<P: AsRef<Path>>(paths: &[P], bytes: usize, shared: &mut Vec<SharedPath>) {
     let mut block = Vec::with_capacity(bytes);
     for path in paths {
-        block.extend_from_slice(path.as_os_str().as_bytes());
+        block.extend_from_slice(path.as_ref().as_os_str().as_bytes());
     }
     let block = Arc::new(block.into_boxed_slice());
     let mut start = 0;
     for path in paths {
-        let length = path.as_os_str().len();
+        let length = path.as_ref().as_os_str().len();
         let number = |at| u32::try_from(at).expect("the kernel knows no path of four gigabytes");
         shared.push(SharedPath { block: block.clone(), start: number(start), len: number(length) });
         start += length;

@@ -177,7 +177,7 @@ fn stat(path: &Path, reach: &Reach) -> Result<Imprint, Sight> {
                 Ok(imprint(found))
             }
             Ok(_) => Err(Sight::Unused),
-            Err(errno) => Err(Sight::Failed(format!("stat: {}", *errno))),
+            Err(errno) => Err(Sight::Failed(format!("stat: {errno}"))),
         };
     }
     match &rustix::fs::stat(path) {

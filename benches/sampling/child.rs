@@ -46,9 +46,10 @@ pub const TOUCH: &str = "utimensat";
 /// Sweeps of a child.
 pub const SWEEPS: usize = 4;
 
-/// Between two looks at a file by the whole program, and where each of its system calls goes by way
-/// of strace; milliseconds.
+/// Milliseconds between two looks at a file by the whole program.
 pub const INTERVAL: u64 = 100;
+
+/// The same where each of its system calls goes by way of strace, which takes its time.
 pub const TRACED_INTERVAL: u64 = 10 * INTERVAL;
 
 /// Intervals until the whole program is at rest, at most, however slow the machine is.
@@ -164,9 +165,8 @@ fn changed(mode: Mode, files: &Files) -> Result<(), Box<dyn Error>> {
 /// its threads allocated meanwhile.
 fn run_for(sweeps: u64, interval: Duration, files: &Files) -> Result<(), Box<dyn Error>> {
     let floor = poll(&files.open()?, sweeps, interval);
-    let paths = SharedPath::share(&files.paths.iter().map(|path| &**path).collect::<Vec<_>>());
-    let entries: Vec<Entry> =
-        paths.into_iter().map(|path| entry(path, interval)).collect::<io::Result<_>>()?;
+    let paths = SharedPath::share(&files.paths).into_iter();
+    let entries: Vec<Entry> = paths.map(|path| entry(path, interval)).collect::<io::Result<_>>()?;
     let settings =
         Settings { settle: Duration::ZERO, full_look: HOURS, sweep: HOURS, ..Settings::default() };
     let (count, asked) = (entries.len(), Arc::new(AtomicUsize::new(0)));

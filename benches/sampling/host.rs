@@ -58,7 +58,7 @@ impl Host {
         let settings = Settings { settle, full_look: HOURS, sweep: HOURS, ..Settings::default() };
         let mut host = Host {
             engine: Engine::new(settings),
-            paths: SharedPath::share(&paths.iter().map(|path| &**path).collect::<Vec<_>>()),
+            paths: SharedPath::share(paths),
             reaches: Vec::with_capacity(paths.len()),
             spare: Vec::new(),
             events: VecDeque::new(),

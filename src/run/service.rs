@@ -293,7 +293,7 @@ impl Run {
             .collect();
         let taken: HashSet<Vec<u8>> = self.aliases().collect();
         let aliases = unique_aliases(&nameless, |alias| taken.contains(alias));
-        let paths: Vec<&Path> = fresh.iter().map(|fresh| &*fresh.entry.path).collect();
+        let paths: Vec<&SharedPath> = fresh.iter().map(|fresh| &fresh.entry.path).collect();
         let paths = SharedPath::share(&paths);
         let mut files = Vec::with_capacity(fresh.len());
         for ((fresh, path), alias) in fresh.into_iter().zip(paths).zip(aliases) {
