@@ -68,6 +68,22 @@ const LINKS_MAX: usize = 40;
 /// Tries to read a map of several pages without the file changing meanwhile.
 const TRIES: usize = 3;
 
+/// Who asks the kernel for a page of a map: as [`Pages::read`].
+pub trait Fiemap {
+    /// The extents from byte `start` of the file on, or the first of them.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Pages::read`].
+    fn read(&mut self, file: &File, start: u64) -> io::Result<&[Mapped]>;
+}
+
+impl Fiemap for Pages {
+    fn read(&mut self, file: &File, start: u64) -> io::Result<&[Mapped]> {
+        Pages::read(self, file, start)
+    }
+}
+
 /// Takes the file's stamp; `None` if it is that of its last map. Opens nothing, and waits for
 /// nobody.
 ///
@@ -93,7 +109,7 @@ pub fn look(
     last: Option<Imprint>,
     taken: Option<&Imprint>,
     keep: bool,
-    pages: &mut Pages,
+    pages: &mut dyn Fiemap,
 ) -> Sight {
     if let Some(file) = reach.held_inode() {
         return match stat_unless(taken, path, reach) {
@@ -143,7 +159,7 @@ fn look_at_path(
     reach: &mut Reach,
     last: Option<Imprint>,
     mut taken: Option<&Imprint>,
-    pages: &mut Pages,
+    pages: &mut dyn Fiemap,
 ) -> Sight {
     for _ in 0..TRIES {
         let stamp = match stat_unless(taken.take(), path, reach) {
@@ -319,7 +335,7 @@ fn device_of(number: u64) -> Device {
     Device { major: libc::major(number), minor: libc::minor(number) }
 }
 
-fn look_at_open(file: &File, stamp: Imprint, pages: &mut Pages) -> Sight {
+fn look_at_open(file: &File, stamp: Imprint, pages: &mut dyn Fiemap) -> Sight {
     let mut walk = Walk::default();
     match walk.since(stamp, file, pages) {
         Ok(torn) => Sight::Mapped(stamp, walk.into_map(torn)),
@@ -335,8 +351,8 @@ fn look_at_open(file: &File, stamp: Imprint, pages: &mut Pages) -> Sight {
 ///
 /// # Errors
 ///
-/// Of [`Pages::read`], and `FileTooLarge` for a file of more than 2^24 extents.
-pub fn read_map(file: &File, pages: &mut Pages) -> io::Result<Map> {
+/// Of [`Fiemap::read`], and `FileTooLarge` for a file of more than 2^24 extents.
+pub fn read_map(file: &File, pages: &mut dyn Fiemap) -> io::Result<Map> {
     let mut walk = Walk::default();
     let torn = walk.since(imprint(&fstat(file)?), file, pages)?;
     Ok(walk.into_map(torn))
@@ -348,7 +364,7 @@ pub fn read_map(file: &File, pages: &mut Pages) -> io::Result<Map> {
 /// # Errors
 ///
 /// As [`read_map`].
-pub fn read_pieces(file: &File, pages: &mut Pages) -> io::Result<Vec<Mapped>> {
+pub fn read_pieces(file: &File, pages: &mut dyn Fiemap) -> io::Result<Vec<Mapped>> {
     let mut pieces = Vec::new();
     each_page(file, pages, |page| {
         pieces.extend_from_slice(page);
@@ -360,7 +376,7 @@ pub fn read_pieces(file: &File, pages: &mut Pages) -> io::Result<Vec<Mapped>> {
 /// Hands out the extents, page by page, to one that says how many it has.
 fn each_page(
     file: &File,
-    pages: &mut Pages,
+    pages: &mut dyn Fiemap,
     mut take: impl FnMut(&[Mapped]) -> usize,
 ) -> io::Result<()> {
     let mut start = 0;
@@ -420,7 +436,12 @@ struct Walk {
 impl Walk {
     /// Walks until the stamp is the same before and after, or there was one page only, and at most
     /// [`TRIES`] times. Gives whether the map is torn.
-    fn since(&mut self, mut before: Imprint, file: &File, pages: &mut Pages) -> io::Result<bool> {
+    fn since(
+        &mut self,
+        mut before: Imprint,
+        file: &File,
+        pages: &mut dyn Fiemap,
+    ) -> io::Result<bool> {
         let mut tries = 1;
         loop {
             self.all(file, pages)?;
@@ -437,7 +458,7 @@ impl Walk {
         }
     }
 
-    fn all(&mut self, file: &File, pages: &mut Pages) -> io::Result<()> {
+    fn all(&mut self, file: &File, pages: &mut dyn Fiemap) -> io::Result<()> {
         each_page(file, pages, |page| {
             self.pages += 1;
             self.extents.reserve(page.len()); // once, and not at all for a single one

@@ -12,7 +12,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::closing::Files;
 use super::file::Lent;
-use super::pulse::{self, Heard, Pulse};
+use super::pulse::{self, Heard, HeardPages, Pulse};
 use super::stat::Stat;
 use super::tidy::Tidy;
 use super::{Answer, Reserved};
@@ -86,17 +86,6 @@ pub(super) enum Order {
 }
 
 impl Order {
-    fn device(&self) -> Device {
-        match self {
-            Order::Establish { device, .. }
-            | Order::Clear { device, .. }
-            | Order::Update { device, .. }
-            | Order::Remove { device, .. }
-            | Order::Sweep { device, .. }
-            | Order::Read { device, .. } => *device,
-        }
-    }
-
     /// The device that may be written to.
     fn home(&self) -> Option<Arc<Home>> {
         match self {
@@ -206,7 +195,8 @@ fn make_looks(
         if is_detached(reach) {
             return Sight::Unmounted;
         }
-        let sight = sample::look(path, reach, look.last, taken, keep, pages);
+        let mut pages = HeardPages { pages: &mut *pages, job: &turns.job };
+        let sight = sample::look(path, reach, look.last, taken, keep, &mut pages);
         if let Some((lists, _)) = mounts {
             reach.note_mount(lists); // it may have been opened just now
         }
@@ -259,7 +249,7 @@ pub(super) fn ioctls(
     counting: bool,
 ) -> impl FnMut(Order) {
     move |order| {
-        let mut dm = Heard { dm: &mut dm, job: pulse.begin(order.device()) };
+        let mut dm = Heard { dm: &mut dm, pulse: pulse.clone() };
         if let (Some(tidy), Order::Sweep { device, .. }) = (&tidy, &order) {
             tidy.swept(&mut dm, *device);
         }

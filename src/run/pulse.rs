@@ -1,10 +1,13 @@
 //! When the threads were last heard of that work for a device.
 //!
 //! One job may take long: a file of many extents, a group of many regions. As long as one answer
-//! comes after the other it gets on; the device is stuck when none comes. Other jobs say nothing
-//! about that: a suspended device answers messages, and gives away what is in memory.
+//! comes after the other it gets on; the device is stuck when none comes. What we think between
+//! two messages, which may be a plan for a file of many extents, is not the device's time. Other
+//! jobs say nothing about that: a suspended device answers messages, and gives away what is in
+//! memory.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,6 +15,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::dm::{Device, Dm, Reply};
+use crate::kernel::fiemap::{Mapped, Pages};
+use crate::sample::Fiemap;
 
 /// From when on a device counts as stuck that does not answer.
 const STUCK: Duration = Duration::from_secs(5);
@@ -68,24 +73,22 @@ impl Drop for Job {
     }
 }
 
-/// Carries the messages of a job, which gets on with each answer.
+/// Carries messages, each of which is a job.
 #[derive(Debug)]
 pub(super) struct Heard<D> {
     pub(super) dm: D,
-    pub(super) job: Job,
+    pub(super) pulse: Pulse,
 }
 
 impl<D: Dm> Dm for Heard<D> {
     fn message(&mut self, device: Device, text: &[u8]) -> io::Result<Reply> {
-        let reply = self.dm.message(device, text);
-        self.job.gets_on();
-        reply
+        let _job = self.pulse.begin(device);
+        self.dm.message(device, text)
     }
 
     fn message_to(&mut self, device: Device, uuid: &[u8], text: &[u8]) -> io::Result<Reply> {
-        let reply = self.dm.message_to(device, uuid, text);
-        self.job.gets_on();
-        reply
+        let _job = self.pulse.begin(device);
+        self.dm.message_to(device, uuid, text)
     }
 
     fn beneath(&mut self) -> Option<&mut dyn Dm> {
@@ -93,10 +96,24 @@ impl<D: Dm> Dm for Heard<D> {
     }
 }
 
+/// Asks for the pages of maps, a job that gets on with each of them.
+pub(super) struct HeardPages<'a> {
+    pub(super) pages: &'a mut Pages,
+    pub(super) job: &'a Job,
+}
+
+impl Fiemap for HeardPages<'_> {
+    fn read(&mut self, file: &File, start: u64) -> io::Result<&[Mapped]> {
+        if start > 0 {
+            self.job.gets_on(); // there was a page before this one
+        }
+        self.pages.read(file, start)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::memory::Memory;
 
     const DEVICE: Device = Device { major: 253, minor: 0 };
 
@@ -118,20 +135,41 @@ mod tests {
         assert_eq!(pulse.stuck(DEVICE, later()), None, "they are done");
     }
 
+    /// A device-mapper that says for each message whether the device would be stuck if it took
+    /// that long.
+    struct Slow(Pulse);
+
+    impl Dm for Slow {
+        fn message(&mut self, device: Device, _: &[u8]) -> io::Result<Reply> {
+            assert!(self.0.stuck(device, Instant::now() + STUCK).is_some());
+            Err(io::ErrorKind::TimedOut.into())
+        }
+    }
+
     #[test]
-    fn a_job_gets_on_with_each_answer() {
+    fn a_device_may_take_its_time_for_a_message_and_we_between_two_of_them() {
         let pulse = Pulse::default();
-        let mut memory = Memory::new();
-        memory.add_device(DEVICE, 8, "name", "UUID");
-        let mut dm = Heard { dm: memory, job: pulse.begin(DEVICE) };
+        let mut dm = Heard { dm: Slow(pulse.clone()), pulse: pulse.clone() };
         for uuid in [None, Some(b"UUID")] {
-            let until = Instant::now() + STUCK;
-            assert!(pulse.stuck(DEVICE, until).is_some());
             let answer = match uuid {
                 None => dm.message(DEVICE, b"@stats_list"),
                 Some(uuid) => dm.message_to(DEVICE, uuid, b"@stats_list"),
             };
-            assert!(answer.is_ok() && pulse.stuck(DEVICE, until).is_none(), "{answer:?}");
+            assert_eq!(answer.unwrap_err().kind(), io::ErrorKind::TimedOut);
+            assert_eq!(pulse.stuck(DEVICE, Instant::now() + STUCK), None);
+        }
+    }
+
+    #[test]
+    fn a_device_that_gives_page_after_page_of_a_map_is_not_stuck() {
+        let pulse = Pulse::default();
+        let job = pulse.begin(DEVICE);
+        let mut pages = HeardPages { pages: &mut Pages::default(), job: &job };
+        let file = tempfile::tempfile().unwrap();
+        for (start, stuck) in [(0, true), (4096, false), (8192, false)] {
+            let until = Instant::now() + STUCK;
+            pages.read(&file, start).ok(); // whatever the filesystem here says to that
+            assert_eq!(pulse.stuck(DEVICE, until).is_some(), stuck, "{start}");
         }
     }
 }
