@@ -146,7 +146,7 @@ mod tests {
         let id = mount_id(&File::open("/proc/self/status").unwrap());
         assert!(id.is_none_or(|id| lists.has(id)), "{id:?}");
         let mounts = lists.mounts();
-        assert!(mounts.changes == 1, "read once, if nobody mounts anything: {mounts:?}");
+        assert!(mounts.changes >= 1, "read once, and more often if somebody mounts: {mounts:?}");
         assert!(id.is_none_or(|id| mounts.has(id)), "{id:?}: {mounts:?}");
         assert!(!mounts.has(u32::MAX) && !lists.has(u32::MAX));
     }

@@ -289,7 +289,7 @@ mod tests {
         dm.message(DEVICE, b"@stats_create 0+8 /1 p -").unwrap();
         let toll = pacer.toll(DEVICE);
         assert_eq!((toll.creates, toll.pauses), (1, 0));
-        assert_eq!(toll.next, far.next + toll.stalled * 3);
+        assert_eq!(toll.next, far.next + (toll.stalled * 3).min(PAUSE_MAX));
         assert!(!dm.hurry, "the next one waits");
     }
 

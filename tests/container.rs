@@ -26,7 +26,7 @@ use daemon::{
     PROGRAM, dmstats, let_look, newer, only_daemon, signal, succeed, wait_for_end, write,
     write_pieces,
 };
-use guest::{Daemon, Disk, assert_follows};
+use guest::{Daemon, Disk, assert_follows, wait_until};
 use service::{status, wait_for_aliases};
 
 const COMPOSE: &str = include_str!("../contrib/container/compose.yaml");
@@ -113,8 +113,11 @@ fn it_follows_files_of_the_host() {
     let later = Disk::format(1, "xfs", "");
     write_pieces(&later.path("new"), 2);
     assert_follows(&later, "on a disk that was mounted later", &later.path("new"), "new");
-    let seen: Vec<_> = status().devices.into_iter().map(|at| (at.name, at.state)).collect();
-    assert_eq!(seen, ["disk0", "disk1"].map(|name| (name.to_owned(), DeviceState::Ok)));
+    let expected = ["disk0", "disk1"].map(|name| (name.to_owned(), DeviceState::Ok));
+    wait_until("both devices answer", || {
+        let seen: Vec<_> = status().devices.into_iter().map(|at| (at.name, at.state)).collect();
+        if seen == expected { Ok(()) } else { Err(format!("{seen:?}")) }
+    });
 
     signal(pid, Signal::SIGTERM);
     wait_for_end(pid);

@@ -169,14 +169,17 @@ fn follow_by_path(disk: &Disk) -> (Daemon, PathBuf) {
 
 /// Does something of which the service sees only what it comes to.
 fn unseen<T>(service: &Daemon, deed: impl FnOnce() -> T) -> T {
-    wait_until("it has no file open", || {
+    wait_until("it is stopped while it has no file open", || {
+        signal(service.pid(), Signal::SIGSTOP);
+        wait_until("it is stopped", || match daemon::stat_fields(service.pid())[0].as_str() {
+            "T" => Ok(()),
+            state => Err(state.to_owned()),
+        });
         let open = daemon::descriptors(service.pid());
-        match open.values().find(|path| path.starts_with("/mnt")) {
-            None => Ok(()),
-            Some(path) => Err(path.clone()),
-        }
+        let Some(path) = open.values().find(|path| path.starts_with("/mnt")) else { return Ok(()) };
+        signal(service.pid(), Signal::SIGCONT);
+        Err(path.clone())
     });
-    signal(service.pid(), Signal::SIGSTOP);
     let done = deed();
     signal(service.pid(), Signal::SIGCONT);
     done

@@ -54,7 +54,12 @@ fn of(totals: &Totals, file: &Path) -> FileTotals {
 }
 
 fn written(file: &Path) -> u64 {
-    of(&totals(), file).counters.written_bytes
+    // Between a group that somebody deletes and the next scan it may not be.
+    wait_until("it is followed", || {
+        let files = totals().files;
+        let found = files.iter().find(|totals| totals.path.as_ref().unwrap().0 == file);
+        found.map(|found| found.counters.written_bytes).ok_or_else(|| format!("{files:?}"))
+    })
 }
 
 fn device() -> DeviceTotals {

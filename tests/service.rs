@@ -81,7 +81,10 @@ fn it_follows_what_the_configuration_wants() {
         fs::remove_file(gone).unwrap();
     }
     wait_for_aliases(&disk, &["b/vm.img", "new.img", "zzz.img"]);
-    assert_eq!(disk.strays(), [0; 0]);
+    wait_until("the other members are gone, too", || match disk.strays()[..] {
+        [] => Ok(()),
+        ref strays => Err(format!("{strays:?}")),
+    });
 }
 
 #[test]
@@ -191,7 +194,7 @@ fn it_says_how_things_are_and_does_what_it_is_told() {
     assert_eq!(members.len(), 4);
     assert_eq!((found.mapped_bytes, found.unmapped_bytes), (64 << 10, 64 << 10), "{found:?}");
     assert_eq!((found.state.as_str(), found.device_name.as_str()), ("following", "disk0"));
-    assert!((found.interval_seconds - 0.1).abs() < 1e-9 && found.lag_seconds < 5.0, "{found:?}");
+    assert!((found.interval_seconds - 0.1).abs() < 1e-9 && found.lag_seconds < 60.0, "{found:?}");
     let now: u64 = vm::sh("date +%s").trim_end().parse().unwrap();
     assert!(found.last_change_unix_seconds.unwrap().abs_diff(now) < 60, "{found:?}");
     let all = status();

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use dmfilemapd::kernel::process::hand_down;
 
-use crate::daemon::{self, PROGRAM};
+use crate::daemon::{self, Looks, PROGRAM};
 use crate::files::{File, Files};
 use crate::guest::{Daemon, Disk, wait_until};
 use crate::judge::{self, Groups, Judge};
@@ -161,10 +161,9 @@ impl Keeper {
 
 /// Waits until each of these daemons of ours has looked twice more.
 fn let_all_look(pids: &[u32]) {
-    let before: Vec<u64> = pids.iter().map(|pid| daemon::looks(*pid)).collect();
-    let has_looked = |(pid, before): (&u32, &u64)| daemon::looks(*pid) >= before + 2;
+    let mut looks: Vec<Looks> = pids.iter().map(|pid| Looks::of(*pid)).collect();
     wait_until("all daemons look", || {
-        let done = pids.iter().zip(&before).filter(|of| has_looked((of.0, of.1))).count();
+        let done = looks.iter_mut().filter_map(|looks| (looks.so_far() >= 2).then_some(())).count();
         (done == pids.len()).then_some(()).ok_or_else(|| format!("{done} of {}", pids.len()))
     });
 }

