@@ -44,13 +44,19 @@ const QUESTIONS_MAX: usize = 4096;
 /// moment.
 const REST: Duration = Duration::from_secs(60);
 
+/// By how much a file may be older than it is (`current_time()` in the kernel: the time of the last
+/// tick, of which there are a hundred a second at least).
+const TICK: Duration = Duration::from_millis(10);
+
 /// A file whose counts are wanted.
 pub(super) struct Enlisted {
     pub(super) file: FileId,
     pub(super) holder: Holder,
     pub(super) path: SharedPath,
-    /// Not known while somebody is looking at it; then it has to wait if it is new.
-    pub(super) by: Option<By>,
+    pub(super) by: By,
+    /// Somebody is looking at it, and has its descriptor: a new one that is not at its path has to
+    /// wait.
+    pub(super) away: bool,
 }
 
 /// Where a file was for a while.
@@ -113,7 +119,7 @@ pub(super) struct Clerk {
     changed: Option<Instant>,
     owners: Owners<u32>,
     members: BTreeMap<FileId, Member>,
-    /// Files that could not be made members yet.
+    /// Files that could not be made members yet: they are not at their paths, and away.
     unknown: Vec<FileId>,
     /// What parts of the grid had counted that are gone, until the next reading succeeds.
     handed_over: Vec<Vec<Counted>>,
@@ -275,26 +281,29 @@ impl Clerk {
         let mut before = std::mem::take(&mut self.members);
         let mut newborn = HashSet::new();
         self.unknown.clear();
-        for Enlisted { file, holder, path, by } in files {
+        for Enlisted { file, holder, path, by, away } in files {
             let same = |member: &Member| member.holder == holder && member.path == path;
             let mut known = before.remove(&file);
             if let Some(mut member) = known.take_if(|member| same(member)) {
-                member.descriptor = by.map_or(member.descriptor, |by| by.descriptor);
+                member.descriptor = if away { member.descriptor } else { by.descriptor };
                 self.members.insert(file, member);
                 continue;
             }
             if let Some(other) = known {
                 self.part_with(file, other);
             }
-            let Some(by) = by else {
-                self.unknown.push(file);
-                continue;
-            };
             let mut member = self.member(holder, path, by);
             if self.is_newborn(&member.path) {
                 newborn.insert(file);
-            } else if let Some((extents, blank)) = member.look(None, &mut self.pages) {
-                self.owners.add(member.number, extents, blank);
+            } else {
+                let map = member.look(None, &mut self.pages);
+                if away && member.stamp.is_none() {
+                    self.unknown.push(file);
+                    continue;
+                }
+                if let Some((extents, blank)) = map {
+                    self.owners.add(member.number, extents, blank);
+                }
             }
             self.members.insert(file, member);
         }
@@ -333,7 +342,7 @@ impl Clerk {
 
     fn is_newborn(&self, path: &Path) -> bool {
         let born = std::fs::metadata(path).and_then(|metadata| metadata.created());
-        self.read.is_some_and(|read| born.is_ok_and(|born| born >= read))
+        self.read.is_some_and(|read| born.is_ok_and(|born| born + TICK >= read))
     }
 
     /// Changes the grid, if that is due. Gives how many regions it has created.
@@ -487,5 +496,56 @@ impl Member {
         let Reach { mode, identity, mount, realtime, .. } = self.reach;
         let mut reach = Reach { mode, identity, open: None, mount, realtime };
         Some(sample::look(Path::new(&path), &mut reach, None, None, false, pages))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::grid::plan;
+    use crate::kernel::memory::Memory;
+
+    const DEVICE: Device = Device { major: 253, minor: 0 };
+
+    /// A clerk that has made a round.
+    fn clerk() -> Clerk {
+        let mut memory = Memory::new();
+        memory.add_device(DEVICE, 1 << 20, "name", "UUID");
+        let limits = plan::Limits { bytes: 1 << 20, cpus: 1, areas: 64, regions: 1, finest: 8 };
+        let (settle, full_look) = (Duration::ZERO, Duration::MAX);
+        let manner = Manner { claim: 1, precise: false, limits, settle, full_look };
+        let mut clerk = Clerk::new(DEVICE, Box::new(memory), manner, Vec::new());
+        clerk.round(Vec::new(), false, Vec::new()).unwrap();
+        clerk
+    }
+
+    fn enlisted(path: &Path, away: bool) -> Enlisted {
+        let holder = Holder { device: "UUID".into(), key: 1, nonce: None };
+        let identity = Identity { inode: 0, generation: 0 };
+        let by = By { mode: Mode::Path, identity, realtime: false, descriptor: None };
+        Enlisted { file: FileId(0), holder, path: path.into(), by, away }
+    }
+
+    #[test]
+    fn a_file_that_is_born_while_somebody_looks_at_it_is_taken_in_at_once() {
+        let (mut clerk, folder) = (clerk(), tempfile::tempdir().unwrap());
+        let path = folder.path().join("x");
+        std::fs::write(&path, "").unwrap();
+        assert!(clerk.is_newborn(&path), "though it may be a tick older than the round");
+        clerk.round(vec![enlisted(&path, true)], false, Vec::new()).unwrap();
+        assert!(clerk.members.contains_key(&FileId(0)), "else this interval's counts are lost");
+        clerk.read = Some(SystemTime::now() + Duration::from_secs(1));
+        assert!(!clerk.is_newborn(&path));
+    }
+
+    #[test]
+    fn a_file_that_is_not_at_its_path_waits_for_its_descriptor() {
+        let (mut clerk, folder) = (clerk(), tempfile::tempdir().unwrap());
+        let path = folder.path().join("x");
+        let round = clerk.round(vec![enlisted(&path, true)], false, Vec::new()).unwrap();
+        assert_eq!(round.uncovered, [FileId(0)], "regions count it meanwhile");
+        assert!(clerk.members.is_empty());
+        clerk.round(vec![enlisted(&path, false)], false, Vec::new()).unwrap();
+        assert!(clerk.members.contains_key(&FileId(0)));
     }
 }

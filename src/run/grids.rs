@@ -312,8 +312,8 @@ impl Run {
             let File { mode, identity, realtime, open, path, away, .. } = &self.files[file.index()];
             let descriptor = open.as_ref().map(AsRawFd::as_raw_fd);
             let (mode, identity, realtime) = (*mode, *identity, *realtime);
-            let by = (!away).then_some(By { mode, identity, realtime, descriptor });
-            Some(Enlisted { file, holder, path: path.clone(), by })
+            let by = By { mode, identity, realtime, descriptor };
+            Some(Enlisted { file, holder, path: path.clone(), by, away: *away })
         };
         self.followed_on(device).filter_map(enlisted).collect()
     }

@@ -30,8 +30,8 @@ use crate::vm;
 /// Between two looks of a daemon that [`Daemon::run`] starts.
 pub const INTERVAL: Duration = Duration::from_millis(100);
 
-/// How long anything may take in here before a test fails. What the program does at the latest after
-/// a minute is to be seen on a slow host, too.
+/// How long anything may take in here before a test fails. What the program does after a minute at
+/// the latest is to be seen on a slow host, too.
 pub const PATIENCE: Duration = Duration::from_secs(150);
 
 /// How often it is asked for at least: a host may stand still for all of that time.
