@@ -701,6 +701,46 @@ fn files_that_were_woken_by_a_write_are_looked_at_in_large_batches_again() {
     assert!(batches.len() <= 64 + full, "{} batches for 64 moments", batches.len());
 }
 
+/// Their maps are read by few at a time, and those that failed are due at as many moments.
+#[test]
+fn files_that_have_failed_are_looked_at_in_large_batches_again() {
+    let mut crowd = Crowd::new(4000, 1, Pace::fixed(SECOND));
+    crowd.pass(at(100), 0, |_| true);
+    let mut failed = 0;
+    while failed < 4000 {
+        let mut batch = crowd.next_batch();
+        failed += batch.maps.map_or(0, |_| batch.looks.len());
+        match batch.maps {
+            None => batch.compare(|_| Ok(Some(stamp(2)))),
+            Some(_) => batch.map(|_, _| Sight::Failed("no memory".to_owned())),
+        }
+        crowd.now += Duration::from_millis(1);
+        crowd.happens(Event::Looked(batch));
+    }
+    let end = crowd.now + 5 * SECOND;
+    crowd.pass(end, 0, |_| true);
+    let batches = crowd.pass(end + SECOND, 0, |_| true);
+    assert_eq!(batches.iter().map(|batch| batch.looks.len()).sum::<usize>(), 4000);
+    assert!(batches.len() <= 64 + 4000 / STAMPS_MAX, "{} batches for 64 moments", batches.len());
+}
+
+#[test]
+fn files_that_get_a_longer_interval_are_spread_over_it() {
+    let mut crowd = Crowd::new(10_000, 1, Pace::fixed(SECOND));
+    crowd.pass(at(100), 0, |_| true);
+    for file in 0..10_000 {
+        crowd.engine.set_pace(FileId(file), Pace::fixed(60 * SECOND));
+    }
+    crowd.pass(at(200), 0, |_| true);
+    let each_second = (200..260).map(|second| {
+        let batches = crowd.pass(at(second + 1), 0, |_| true);
+        batches.iter().map(|batch| batch.looks.len()).sum::<usize>()
+    });
+    let looks: Vec<usize> = each_second.collect();
+    assert_eq!(looks.iter().sum::<usize>(), 10_000);
+    assert!(*looks.iter().max().unwrap() <= 2000, "looks in each second: {looks:?}");
+}
+
 /// Some files change, one is as it was; one is let go while a look at it is out, and one while its
 /// map waits to be read.
 #[test]

@@ -61,7 +61,7 @@ impl Engine {
                     continue;
                 };
                 let wait = share(file, followed.interval());
-                self.plan(file, now + wait);
+                self.spread(file, now + wait);
             }
             if let Some(lane) = self.lane_of(device) {
                 lane.gauge.parked = parked; // for its room

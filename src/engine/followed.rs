@@ -18,6 +18,9 @@ use crate::update::Group;
 /// Looks at the interval, without anything to see, before the looks become rarer.
 const QUIET_MAX: u8 = 32;
 
+/// Moments of an interval at which files are due. More would make smaller batches.
+const MOMENTS: u32 = 64;
+
 /// What is being done for a file, or is about to be: one thing at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Job {
@@ -41,7 +44,7 @@ pub(super) struct Followed {
     /// Waits for its device to be written to, and not for its next look.
     pub(super) parked: bool,
     restless: bool,
-    /// Has been given a moment of the interval of its own.
+    /// Is due at a moment of its own, of those that its interval has.
     pub(super) spread: bool,
     /// Of the last map, until something makes it worthless.
     pub(super) stamp: Option<Imprint>,
@@ -148,6 +151,7 @@ impl Followed {
 
     /// Has it treated in another way. Gives how it was before.
     pub(super) fn treat(&mut self, treatment: Arc<Treatment>) -> Arc<Treatment> {
+        self.spread = false; // it may be another interval
         mem::replace(&mut self.treatment, treatment)
     }
 
@@ -177,6 +181,12 @@ impl Followed {
     pub(super) fn interval(&self) -> Duration {
         let milliseconds = self.longer();
         Duration::from_millis(milliseconds.min(self.treatment.max_interval.into()))
+    }
+
+    /// The first moment from `time` on of those that its interval has: files that are due at nearly
+    /// the same time are looked at in one batch.
+    pub(super) fn moment(&self, time: Time) -> Time {
+        time.rounded_up(self.interval() / MOMENTS)
     }
 
     /// The interval, as often doubled as it was, in milliseconds.

@@ -42,7 +42,6 @@ mod treatment;
 mod wheel;
 
 use std::collections::BTreeMap;
-use std::mem;
 use std::time::Duration;
 
 use crate::dm::Device;
@@ -139,9 +138,6 @@ const TORN_MAX: u8 = 8;
 
 /// Share of the time that listing a device may take, as one part in so many.
 const SWEEP_SHARE: u32 = 50;
-
-/// Moments of an interval at which files are due. More would make smaller batches.
-const MOMENTS: u32 = 64;
 
 /// The longest time between two sweeps for the sake of that. What took very long was not the
 /// listing: the process was stopped, or the device was. It need not be so the next time.
@@ -352,12 +348,23 @@ impl Engine {
         self.lanes.get_mut(lane as usize)
     }
 
-    /// Plans the next look for `due`.
+    /// Plans the next look for `due`, which is no moment of the file's own.
     fn plan(&mut self, file: FileId, due: Time) {
         if let Some(followed) = self.files.get_mut(file.index()).and_then(Option::as_mut) {
             followed.due = due;
+            followed.spread = false;
             followed.parked = false;
             self.wheel.put(due, file);
+        }
+    }
+
+    /// Plans the next look for a moment soon after `due`, which is the file's own from then on.
+    fn spread(&mut self, file: FileId, due: Time) {
+        if let Some(followed) = self.files.get_mut(file.index()).and_then(Option::as_mut) {
+            followed.due = followed.moment(due);
+            followed.spread = true;
+            followed.parked = false;
+            self.wheel.put(followed.due, file);
         }
     }
 
@@ -377,17 +384,16 @@ impl Engine {
         };
         let interval = followed.interval();
         let next = followed.due + interval;
-        let due = if rarer || !mem::replace(&mut followed.spread, true) {
+        if rarer || !followed.spread {
             // At least half an interval from now, and not all files at the same moment.
-            now + interval.saturating_sub(share(file, interval / 2))
-        } else if next > now + interval / 2 {
-            next
+            self.spread(file, now + interval.saturating_sub(share(file, interval / 2)));
+        } else if next <= now + interval / 2 {
+            self.spread(file, now + interval);
         } else {
-            now + interval
-        };
-        // Files that are due at nearly the same moment are looked at in one batch.
-        let due = due.rounded_up(interval / MOMENTS);
-        self.plan(file, due);
+            followed.due = next;
+            followed.parked = false;
+            self.wheel.put(next, file);
+        }
     }
 
     fn failed(&mut self, now: Time, file: FileId, why: String, actions: &mut Vec<Action>) {
