@@ -724,6 +724,40 @@ fn files_that_have_failed_are_looked_at_in_large_batches_again() {
     assert!(batches.len() <= 64 + 4000 / STAMPS_MAX, "{} batches for 64 moments", batches.len());
 }
 
+/// They wait as long as they may, twice, and have their maps read then, few at a time; and when
+/// they are about to wait again something is written all the time.
+#[test]
+fn files_that_have_waited_are_looked_at_in_large_batches_again() {
+    let pace = Pace { interval: SECOND, max_interval: 10 * SECOND };
+    let mut crowd = Crowd::new(4000, 1, pace);
+    crowd.pass(at(400), 7, |_| true);
+    let mut mapped = 0;
+    while mapped < 2 * 4000 {
+        let Some(at) = crowd.actions.iter().position(|action| matches!(action, Action::Look(_)))
+        else {
+            crowd.answer(7, |_| true);
+            crowd.now = crowd.engine.next_due().unwrap().max(crowd.now);
+            crowd.happens(Event::Tick);
+            continue;
+        };
+        let Action::Look(mut batch) = crowd.actions.remove(at) else { unreachable!() };
+        if batch.maps.is_some() {
+            mapped += batch.looks.len();
+            let same = stamp_on(batch.device, 1);
+            batch.map(|_, _| Sight::Mapped(same, map(8)));
+        }
+        crowd.now += Duration::from_millis(1);
+        crowd.happens(Event::Looked(batch));
+    }
+    let mut batches = 0;
+    for second in 1..=40 {
+        let end = crowd.now + SECOND;
+        let made = crowd.pass(end, 7 + second, |_| true);
+        batches += if second > 30 { made.len() } else { 0 };
+    }
+    assert!(batches <= 2 * 16, "{batches} batches of 16 neighbourhoods");
+}
+
 #[test]
 fn files_that_get_a_longer_interval_are_spread_over_it() {
     let mut crowd = Crowd::new(10_000, 1, Pace::fixed(SECOND));

@@ -31,10 +31,10 @@ impl Engine {
                 followed.job = Job::Remove;
                 lane.orders.push_back(Order::Remove(file, group));
             } else if may_park(now, followed, lane, &self.settings) {
-                let until = followed.looked + self.settings.gauge_max;
+                let until = followed.moment(followed.looked + self.settings.gauge_max);
                 followed.parked = true;
                 followed.due = until;
-                lane.gauge.parked.push(file);
+                lane.gauge.park(file);
                 self.wheel.put(until, file);
             } else {
                 followed.job = Job::Look;

@@ -151,7 +151,7 @@ impl Followed {
 
     /// Has it treated in another way. Gives how it was before.
     pub(super) fn treat(&mut self, treatment: Arc<Treatment>) -> Arc<Treatment> {
-        self.spread = false; // it may be another interval
+        self.spread &= self.treatment.pace() == treatment.pace();
         mem::replace(&mut self.treatment, treatment)
     }
 

@@ -18,6 +18,9 @@ use crate::update::Group;
 /// `stat`s, and is to cost little against those in it.
 pub const STAMPS_MAX: usize = 1024;
 
+/// Files that wait for a write, at first, until it is seen to that none is noted more than twice.
+const PARKED_MAX: usize = 64;
+
 /// Files in one batch of maps: the others wait while one of them is locked by a writer.
 pub const MAPS_MAX: usize = 8;
 
@@ -91,6 +94,8 @@ pub(super) struct Gauge {
     pub(super) due: Option<Time>,
     pub(super) out: bool,
     pub(super) parked: Vec<FileId>,
+    /// Entries at which those that are there twice are dropped.
+    parked_max: usize,
 }
 
 impl Lane {
@@ -149,7 +154,19 @@ impl Reads {
 
 impl Gauge {
     fn new() -> Gauge {
-        Gauge { writes: None, moved: Time::ZERO, due: None, out: false, parked: Vec::new() }
+        let (parked, parked_max) = (Vec::new(), PARKED_MAX);
+        Gauge { writes: None, moved: Time::ZERO, due: None, out: false, parked, parked_max }
+    }
+
+    /// The file waits for a write from now on. It may have done so before, been looked at all the
+    /// same, and do so again and again if there is none.
+    pub(super) fn park(&mut self, file: FileId) {
+        if self.parked.len() >= self.parked_max {
+            self.parked.sort_unstable();
+            self.parked.dedup();
+            self.parked_max = 2 * self.parked.len() + PARKED_MAX;
+        }
+        self.parked.push(file);
     }
 
     /// Takes what the counter says; whether anything was written since the last time.
@@ -166,5 +183,22 @@ impl Gauge {
     /// as is known: what the counter says is at most one reading old.
     pub(super) fn is_still_since(&self, looked: Time) -> bool {
         self.writes.is_some() && self.moved < looked
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_that_wait_again_and_again_take_no_more_room() {
+        let mut gauge = Gauge::new();
+        for _ in 0..100 {
+            (0..1000).for_each(|file| gauge.park(FileId(file)));
+        }
+        assert!(gauge.parked.len() <= 2 * 1000 + PARKED_MAX, "{}", gauge.parked.len());
+        gauge.parked.sort_unstable();
+        gauge.parked.dedup();
+        assert_eq!(gauge.parked, (0..1000).map(FileId).collect::<Vec<_>>());
     }
 }
