@@ -140,6 +140,11 @@ impl Engine {
         })
     }
 
+    /// When the last look at a file was begun; `None` if it is not followed.
+    pub fn last_look(&self, file: FileId) -> Option<Time> {
+        Some(self.files.get(file.index())?.as_ref()?.looked)
+    }
+
     /// The devices that files lie on.
     pub fn device_statuses(&self) -> impl Iterator<Item = DeviceStatus> {
         let status = |lane: &Lane| DeviceStatus {

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::os::fd::RawFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -44,8 +45,12 @@ const QUESTIONS_MAX: usize = 4096;
 /// moment.
 const REST: Duration = Duration::from_secs(60);
 
-/// By how much a file may be older than it is (`current_time()` in the kernel: the time of the last
-/// tick, of which there are a hundred a second at least).
+/// How long somebody may have been looking at a file that is looked at here, too. One who takes
+/// longer waits for who writes to it, as we would.
+const LONG: Duration = Duration::from_secs(1);
+
+/// By how much a file may seem older than it is (`current_time()` in the kernel: the time of the
+/// last tick, of which there are a hundred a second at least, if nothing halts the machine).
 const TICK: Duration = Duration::from_millis(10);
 
 /// A file whose counts are wanted.
@@ -54,9 +59,8 @@ pub(super) struct Enlisted {
     pub(super) holder: Holder,
     pub(super) path: SharedPath,
     pub(super) by: By,
-    /// Somebody is looking at it, and has its descriptor: a new one that is not at its path has to
-    /// wait.
-    pub(super) away: bool,
+    /// For how long somebody has been looking at it, who has its descriptor meanwhile.
+    pub(super) away: Option<Duration>,
 }
 
 /// Where a file was for a while.
@@ -119,7 +123,8 @@ pub(super) struct Clerk {
     changed: Option<Instant>,
     owners: Owners<u32>,
     members: BTreeMap<FileId, Member>,
-    /// Files that could not be made members yet: they are not at their paths, and away.
+    /// Files that could not be made members yet: who looks at them has what it takes, or waits for
+    /// them himself.
     unknown: Vec<FileId>,
     /// What parts of the grid had counted that are gone, until the next reading succeeds.
     handed_over: Vec<Vec<Counted>>,
@@ -143,6 +148,8 @@ struct Member {
     path: SharedPath,
     reach: Reach,
     descriptor: Option<RawFd>,
+    /// Somebody else has that.
+    away: bool,
     stamp: Option<Imprint>,
     /// When the stamp was another one, and when the map was read.
     changed: Instant,
@@ -285,19 +292,24 @@ impl Clerk {
             let same = |member: &Member| member.holder == holder && member.path == path;
             let mut known = before.remove(&file);
             if let Some(mut member) = known.take_if(|member| same(member)) {
-                member.descriptor = if away { member.descriptor } else { by.descriptor };
+                member.away = away.is_some();
+                member.descriptor = if member.away { member.descriptor } else { by.descriptor };
                 self.members.insert(file, member);
                 continue;
             }
             if let Some(other) = known {
                 self.part_with(file, other);
             }
-            let mut member = self.member(holder, path, by);
-            if self.is_newborn(&member.path) {
+            if away.is_some_and(|long| long >= LONG) {
+                self.unknown.push(file);
+                continue;
+            }
+            let mut member = self.member(holder, path, by, away.is_some());
+            if self.is_newborn(&member) {
                 newborn.insert(file);
             } else {
                 let map = member.look(None, &mut self.pages);
-                if away && member.stamp.is_none() {
+                if member.away && member.stamp.is_none() {
                     self.unknown.push(file);
                     continue;
                 }
@@ -306,6 +318,7 @@ impl Clerk {
                 }
             }
             self.members.insert(file, member);
+            self.moved = true;
         }
         for (file, member) in before {
             self.part_with(file, member);
@@ -325,13 +338,13 @@ impl Clerk {
         }
     }
 
-    fn member(&mut self, holder: Holder, path: SharedPath, by: By) -> Member {
+    fn member(&mut self, holder: Holder, path: SharedPath, by: By, away: bool) -> Member {
         let By { mode, identity, descriptor, realtime } = by;
         let reach = Reach { mode, identity, open: None, mount: Mount::Unasked, realtime };
         self.numbers = self.numbers.wrapping_add(1);
-        self.moved = true;
-        let (number, now) = (self.numbers, Instant::now());
-        Member { number, holder, path, reach, descriptor, stamp: None, changed: now, mapped: now }
+        let (number, stamp, now) = (self.numbers, None, Instant::now());
+        let (changed, mapped) = (now, now);
+        Member { number, holder, path, reach, descriptor, away, stamp, changed, mapped }
     }
 
     fn part_with(&mut self, file: FileId, member: Member) {
@@ -340,9 +353,14 @@ impl Clerk {
         self.moved = true;
     }
 
-    fn is_newborn(&self, path: &Path) -> bool {
-        let born = std::fs::metadata(path).and_then(|metadata| metadata.created());
-        self.read.is_some_and(|read| born.is_ok_and(|born| born + TICK >= read))
+    fn is_newborn(&self, member: &Member) -> bool {
+        let (Some(read), Ok(found)) = (self.read, std::fs::metadata(&member.path)) else {
+            return false;
+        };
+        let Reach { mode, identity, .. } = member.reach;
+        let itself = mode == Mode::Path || found.ino() == identity.inode;
+        let older = |born| read.duration_since(born).unwrap_or_default(); // not if it is younger
+        itself && found.created().is_ok_and(|born| older(born) <= TICK)
     }
 
     /// Changes the grid, if that is due. Gives how many regions it has created.
@@ -472,7 +490,11 @@ impl Member {
         self.mapped = Instant::now();
         let mut sight = sample::look(&self.path, &mut self.reach, self.stamp, taken, false, pages);
         if matches!(sight, Sight::Absent { .. }) && self.reach.mode == Mode::Inode {
-            sight = self.look_by_descriptor(pages).unwrap_or(sight);
+            sight = match self.look_by_descriptor(pages) {
+                Some(sight) => sight,
+                None if self.away => return None, // it is somewhere
+                None => sight,
+            };
         }
         match sight {
             Sight::Mapped(stamp, map) => {
@@ -519,11 +541,21 @@ mod tests {
         clerk
     }
 
-    fn enlisted(path: &Path, away: bool) -> Enlisted {
+    const AWAY: Option<Duration> = Some(Duration::ZERO);
+
+    fn enlisted(path: &Path, mode: Mode, away: Option<Duration>) -> Vec<Enlisted> {
         let holder = Holder { device: "UUID".into(), key: 1, nonce: None };
-        let identity = Identity { inode: 0, generation: 0 };
-        let by = By { mode: Mode::Path, identity, realtime: false, descriptor: None };
-        Enlisted { file: FileId(0), holder, path: path.into(), by, away }
+        let inode = std::fs::metadata(path).map_or(0, |found| found.ino());
+        let identity = Identity { inode, generation: 0 };
+        let by = By { mode, identity, realtime: false, descriptor: None };
+        vec![Enlisted { file: FileId(0), holder, path: path.into(), by, away }]
+    }
+
+    /// Makes a round with them; whether the file is a member then, and whether regions are to
+    /// count it.
+    fn round(clerk: &mut Clerk, files: Vec<Enlisted>) -> (bool, bool) {
+        let round = clerk.round(files, false, Vec::new()).unwrap();
+        (clerk.members.contains_key(&FileId(0)), round.uncovered == [FileId(0)])
     }
 
     #[test]
@@ -531,21 +563,54 @@ mod tests {
         let (mut clerk, folder) = (clerk(), tempfile::tempdir().unwrap());
         let path = folder.path().join("x");
         std::fs::write(&path, "").unwrap();
-        assert!(clerk.is_newborn(&path), "though it may be a tick older than the round");
-        clerk.round(vec![enlisted(&path, true)], false, Vec::new()).unwrap();
-        assert!(clerk.members.contains_key(&FileId(0)), "else this interval's counts are lost");
+        let files = enlisted(&path, Mode::Path, AWAY);
+        assert!(round(&mut clerk, files).0, "else what it wrote in this interval is lost");
+        let member = &clerk.members[&FileId(0)];
+        assert!(clerk.is_newborn(member), "though it may be a tick older than the first round");
         clerk.read = Some(SystemTime::now() + Duration::from_secs(1));
-        assert!(!clerk.is_newborn(&path));
+        assert!(!clerk.is_newborn(&clerk.members[&FileId(0)]));
+    }
+
+    #[test]
+    fn a_file_that_somebody_has_looked_at_for_long_waits() {
+        let (mut clerk, folder) = (clerk(), tempfile::tempdir().unwrap());
+        let path = folder.path().join("x");
+        std::fs::write(&path, "").unwrap();
+        let files = enlisted(&path, Mode::Path, Some(LONG));
+        assert_eq!(round(&mut clerk, files), (false, true), "regions count it meanwhile");
+        assert!(round(&mut clerk, enlisted(&path, Mode::Path, None)).0);
     }
 
     #[test]
     fn a_file_that_is_not_at_its_path_waits_for_its_descriptor() {
         let (mut clerk, folder) = (clerk(), tempfile::tempdir().unwrap());
         let path = folder.path().join("x");
-        let round = clerk.round(vec![enlisted(&path, true)], false, Vec::new()).unwrap();
-        assert_eq!(round.uncovered, [FileId(0)], "regions count it meanwhile");
-        assert!(clerk.members.is_empty());
-        clerk.round(vec![enlisted(&path, false)], false, Vec::new()).unwrap();
-        assert!(clerk.members.contains_key(&FileId(0)));
+        for mode in [Mode::Path, Mode::Inode] {
+            assert_eq!(round(&mut clerk, enlisted(&path, mode, AWAY)), (false, true), "{mode:?}");
+        }
+        assert!(round(&mut clerk, enlisted(&path, Mode::Inode, None)).0);
+    }
+
+    /// What is at the path is younger, and does not count.
+    #[test]
+    fn a_file_whose_place_another_one_took_is_not_where_that_is() {
+        let (mut clerk, folder) = (clerk(), tempfile::tempdir().unwrap());
+        let [path, next] = ["x", "next"].map(|name| folder.path().join(name));
+        std::fs::write(&path, "").unwrap();
+        let files = || enlisted(&path, Mode::Inode, AWAY);
+        let before = files();
+        std::fs::write(&next, "").unwrap();
+        std::fs::rename(&next, &path).unwrap();
+        assert_eq!(round(&mut clerk, before), (false, true));
+        let (again, later) = (files(), files());
+        clerk.read = Some(SystemTime::UNIX_EPOCH); // newborn, since not all filesystems give maps
+        assert!(round(&mut clerk, again).0, "the other one is, though");
+        // It goes, too: until its descriptor is back it is where it was.
+        std::fs::remove_file(&path).unwrap();
+        round(&mut clerk, later);
+        let member = clerk.members.get_mut(&FileId(0)).unwrap();
+        assert!(member.look(None, &mut Pages::default()).is_none());
+        member.away = false;
+        assert_eq!(member.look(None, &mut Pages::default()), Some(<_>::default()));
     }
 }

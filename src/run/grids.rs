@@ -307,13 +307,16 @@ impl Run {
     }
 
     fn enlist(&self, device: Device) -> Vec<Enlisted> {
+        let now = self.now();
         let enlisted = |file: FileId| {
             let holder = self.holder(file)?;
             let File { mode, identity, realtime, open, path, away, .. } = &self.files[file.index()];
             let descriptor = open.as_ref().map(AsRawFd::as_raw_fd);
             let (mode, identity, realtime) = (*mode, *identity, *realtime);
             let by = By { mode, identity, realtime, descriptor };
-            Some(Enlisted { file, holder, path: path.clone(), by, away: *away })
+            let looked = self.engine.last_look(file).filter(|_| *away);
+            let away = looked.map(|looked| now.since(looked));
+            Some(Enlisted { file, holder, path: path.clone(), by, away })
         };
         self.followed_on(device).filter_map(enlisted).collect()
     }
