@@ -12,7 +12,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::closing::Files;
 use super::file::Lent;
-use super::pulse::{self, Heard, HeardPages, Pulse};
+use super::pulse::{self, HeardPages, Pulse};
 use super::stat::Stat;
 use super::tidy::Tidy;
 use super::{Answer, Reserved};
@@ -195,7 +195,7 @@ fn make_looks(
         if is_detached(reach) {
             return Sight::Unmounted;
         }
-        let mut pages = HeardPages { pages: &mut *pages, job: &turns.job };
+        let mut pages = HeardPages::new(pages, &turns.job);
         let sight = sample::look(path, reach, look.last, taken, keep, &mut pages);
         if let Some((lists, _)) = mounts {
             reach.note_mount(lists); // it may have been opened just now
@@ -245,11 +245,9 @@ pub(super) fn ioctls(
     claim: u32,
     inbox: Sender<Answer>,
     tidy: Option<Tidy>,
-    pulse: Pulse,
     counting: bool,
 ) -> impl FnMut(Order) {
     move |order| {
-        let mut dm = Heard { dm: &mut dm, pulse: pulse.clone() };
         if let (Some(tidy), Order::Sweep { device, .. }) = (&tidy, &order) {
             tidy.swept(&mut dm, *device);
         }

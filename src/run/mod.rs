@@ -64,7 +64,7 @@ use crew::Crew;
 use file::{File, Lent};
 use grids::Grids;
 use jobs::{Did, Order, Sample, Wanted};
-use pulse::Pulse;
+use pulse::{Heard, Pulse};
 use scan::{Errand, Finding};
 pub use service::Read;
 use service::{Claimed, Service};
@@ -280,15 +280,15 @@ impl Run {
         let samplers = Crew::new("sampler", move || {
             Ok(jobs::sampler(inbox_of_samplers.clone(), lists.clone(), of_samplers.clone()))
         })?;
-        let (inbox_of_ioctls, open) = (sender.clone(), paced(open, pacer.clone()));
-        let (counting, of_ioctls) = (settings.read.is_some(), pulse.clone());
+        let (inbox_of_ioctls, of_ioctls) = (sender.clone(), pulse.clone());
+        let heard = move || Ok(Heard { dm: open()?, pulse: of_ioctls.clone() });
+        let (open, counting) = (paced(heard, pacer.clone()), settings.read.is_some());
         // Not others: a daemon puts its stdio away only when it is ready, and threads have begun.
         let ioctls = Crew::new("ioctl", move || {
             if serves {
                 part_with_descriptors().ok(); // an older kernel cannot, and nothing depends on it
             }
-            let (inbox, pulse) = (inbox_of_ioctls.clone(), of_ioctls.clone());
-            Ok(jobs::ioctls(open()?, claim, inbox, tidy.clone(), pulse, counting))
+            Ok(jobs::ioctls(open()?, claim, inbox_of_ioctls.clone(), tidy.clone(), counting))
         })?;
         let limit = raise_descriptor_limit();
         Ok(Run {
