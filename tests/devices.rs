@@ -170,11 +170,7 @@ fn follow_by_path(disk: &Disk) -> (Daemon, PathBuf) {
 /// Does something of which the service sees only what it comes to.
 fn unseen<T>(service: &Daemon, deed: impl FnOnce() -> T) -> T {
     wait_until("it is stopped while it has no file open", || {
-        signal(service.pid(), Signal::SIGSTOP);
-        wait_until("it is stopped", || match daemon::stat_fields(service.pid())[0].as_str() {
-            "T" => Ok(()),
-            state => Err(state.to_owned()),
-        });
+        daemon::stop(service.pid());
         let open = daemon::descriptors(service.pid());
         let Some(path) = open.values().find(|path| path.starts_with("/mnt")) else { return Ok(()) };
         signal(service.pid(), Signal::SIGCONT);

@@ -299,7 +299,7 @@ mod tests {
             (0..3 * CLIENTS_MAX).map(|_| TcpStream::connect(address).unwrap()).collect();
         // A host that stands still makes this one as slow as those.
         let served = || get(address, "/metrics").starts_with("HTTP/1.1 200");
-        assert!((0..100).any(|_| served()), "{} are silent", silent.len());
+        assert!((0..10).any(|_| served()), "{} are silent", silent.len());
     }
 
     #[test]

@@ -187,7 +187,8 @@ impl Looks {
     pub fn so_far(&mut self) -> u64 {
         let now = switches(self.pid);
         let before = |task: &OsString| self.last.get(task).copied().unwrap_or_default();
-        self.so_far += now.iter().map(|(task, count)| count - before(task)).sum::<u64>();
+        self.so_far +=
+            now.iter().map(|(task, count)| count.saturating_sub(before(task))).sum::<u64>();
         self.last = now;
         self.so_far
     }
@@ -230,9 +231,25 @@ pub fn wait_for_end(pid: u32) {
 
 /// Makes several changes that are one to the daemon.
 pub fn at_once(pid: u32, changes: impl FnOnce()) {
-    signal(pid, Signal::SIGSTOP);
+    stop(pid);
     changes();
     signal(pid, Signal::SIGCONT);
+}
+
+/// Stops the process until it is told to go on.
+pub fn stop(pid: u32) {
+    signal(pid, Signal::SIGSTOP);
+    let all_stand = || {
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+        let states = threads.filter_map(|thread| {
+            let stat = fs::read_to_string(thread.path().join("stat")).ok()?;
+            stat.rsplit_once(") ")?.1.chars().next()
+        });
+        let states: String = states.collect();
+        let stands = |state: char| "Tt".contains(state);
+        if states.chars().all(stands) { Ok(()) } else { Err(states) }
+    };
+    wait_until("it is stopped", all_stand);
 }
 
 /// Sends a signal.
