@@ -704,10 +704,7 @@ fn a_group_that_is_taken_over_amid_an_update_is_given_up() {
         let mut second = Daemon::start(&mut by_hand(&file, 0, "inode 1 2"));
         assert_eq!(first.wait_for_end().code(), Some(0), "{}", first.said());
         assert_follows(&disk, "a change", &file, newer("data"));
-        wait_until("what the first had created is gone", || match disk.strays()[..] {
-            [] => Ok(()),
-            ref other => Err(format!("{other:?}")),
-        });
+        disk.wait_until_no_strays("what the first had created is gone");
         assert!(second.is_running(), "{}", second.said());
         drop(second);
         Table::of(&disk).clear();
@@ -1003,12 +1000,12 @@ fn following_a_path_takes_no_more_descriptors_as_time_passes() {
     let mut daemon = Daemon::start(start.env("DMFILEMAPD_INTERVAL", "5ms"));
     assert_follows(&disk, "nothing", &file, newer("data"));
     // A second thread for messages, with its own descriptor, comes and goes.
-    let control = |to: &&String| *to == "/dev/mapper/control";
+    let is_control = |to: &str| to == "/dev/mapper/control";
     let pid = daemon.pid();
     let open_files = || {
         let mut open = descriptors(pid);
-        assert!(open.values().filter(control).count() <= 2, "{open:?}");
-        open.retain(|_, to| !control(&&*to));
+        assert!(open.values().filter(|to| is_control(to)).count() <= 2, "{open:?}");
+        open.retain(|_, to| !is_control(to));
         open
     };
     let first = open_files();

@@ -572,15 +572,15 @@ impl Crowd {
     }
 
     /// The next looks, as soon as there are any; what else is to be done is done meanwhile.
-    fn next_batch(&mut self) -> Batch {
+    fn next_batch(&mut self, writes: u64) -> Batch {
         loop {
             let at = self.actions.iter().position(|action| matches!(action, Action::Look(_)));
             if let Some(Action::Look(batch)) = at.map(|at| self.actions.remove(at)) {
                 return batch;
             }
-            self.answer(0, |_| true);
+            self.answer(writes, |_| true);
             if self.actions.is_empty() {
-                self.now = self.engine.next_due().expect("files are followed");
+                self.now = self.now.max(self.engine.next_due().expect("files are followed"));
                 self.happens(Event::Tick);
             }
         }
@@ -708,7 +708,7 @@ fn files_that_have_failed_are_looked_at_in_large_batches_again() {
     crowd.pass(at(100), 0, |_| true);
     let mut failed = 0;
     while failed < 4000 {
-        let mut batch = crowd.next_batch();
+        let mut batch = crowd.next_batch(0);
         failed += batch.maps.map_or(0, |_| batch.looks.len());
         match batch.maps {
             None => batch.compare(|_| Ok(Some(stamp(2)))),
@@ -733,14 +733,7 @@ fn files_that_have_waited_are_looked_at_in_large_batches_again() {
     crowd.pass(at(400), 7, |_| true);
     let mut mapped = 0;
     while mapped < 2 * 4000 {
-        let Some(at) = crowd.actions.iter().position(|action| matches!(action, Action::Look(_)))
-        else {
-            crowd.answer(7, |_| true);
-            crowd.now = crowd.engine.next_due().unwrap().max(crowd.now);
-            crowd.happens(Event::Tick);
-            continue;
-        };
-        let Action::Look(mut batch) = crowd.actions.remove(at) else { unreachable!() };
+        let mut batch = crowd.next_batch(7);
         if batch.maps.is_some() {
             mapped += batch.looks.len();
             let same = stamp_on(batch.device, 1);
@@ -781,7 +774,7 @@ fn files_that_get_a_longer_interval_are_spread_over_it() {
 fn each_file_gets_what_was_seen_of_it() {
     let mut crowd = Crowd::new(22, 1, Pace::fixed(SECOND));
     crowd.pass(at(100), 0, |_| true);
-    let mut batch = crowd.next_batch();
+    let mut batch = crowd.next_batch(0);
     assert_eq!((batch.maps, batch.looks.len()), (None, 22));
     let files = |batch: &Batch| batch.looks.iter().map(|look| look.file).collect::<Vec<_>>();
     let mut changed = files(&batch);
@@ -796,16 +789,16 @@ fn each_file_gets_what_was_seen_of_it() {
         let taken = expected.iter().map(|file| (*file, stamp(*file)));
         assert!(batch.changed.iter().copied().eq(taken) && batch.sights.is_empty(), "{batch:?}");
     };
-    let mut first = crowd.next_batch();
+    let mut first = crowd.next_batch(0);
     check(&first, &changed[..8]);
-    check(&crowd.next_batch(), &changed[8..16]);
+    check(&crowd.next_batch(0), &changed[8..16]);
     crowd.happens(Event::Forget(changed[16], false));
     first.map(|look, taken| {
         assert_eq!(taken, Some(&stamp(look.file)));
         Sight::Mapped(stamp(look.file), map(8))
     });
     crowd.happens(Event::Looked(first));
-    check(&crowd.next_batch(), &changed[17..]);
+    check(&crowd.next_batch(0), &changed[17..]);
 }
 
 #[test]

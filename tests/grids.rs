@@ -48,17 +48,21 @@ fn totals() -> Totals {
     serde_json::from_str(&succeed(command(PROGRAM).args(["totals", "--json"]))).unwrap()
 }
 
+fn find<'a>(totals: &'a Totals, file: &Path) -> Option<&'a FileTotals> {
+    totals.files.iter().find(|totals| totals.path.as_ref().unwrap().0 == file)
+}
+
 fn of(totals: &Totals, file: &Path) -> FileTotals {
-    let found = totals.files.iter().find(|totals| totals.path.as_ref().unwrap().0 == file);
+    let found = find(totals, file);
     found.cloned().unwrap_or_else(|| panic!("{} is not followed", file.display()))
 }
 
 fn written(file: &Path) -> u64 {
     // Between a group that somebody deletes and the next scan it may not be.
     wait_until("it is followed", || {
-        let files = totals().files;
-        let found = files.iter().find(|totals| totals.path.as_ref().unwrap().0 == file);
-        found.map(|found| found.counters.written_bytes).ok_or_else(|| format!("{files:?}"))
+        let all = totals();
+        let written = find(&all, file).map(|found| found.counters.written_bytes);
+        written.ok_or_else(|| format!("{:?}", all.files))
     })
 }
 
@@ -70,7 +74,7 @@ fn device() -> DeviceTotals {
 fn wait_until_on_grid(file: &Path) {
     wait_until("the grid counts it", || {
         let all = totals();
-        match all.files.iter().find(|totals| totals.path.as_ref().unwrap().0 == file) {
+        match find(&all, file) {
             Some(FileTotals { source: Source::Grid, .. }) => Ok(()),
             other => Err(format!("{other:?} {:?}", all.devices)),
         }

@@ -156,10 +156,7 @@ fn a_create_that_hangs_keeps_neither_the_process_nor_the_next_one() {
         let _last = serve("");
         assert_follows(&stack.disk, "going on", &stuck, "stuck");
         assert_eq!(stack.disk.group("stuck").unwrap().0, id);
-        wait_until("nothing is left over", || match stack.disk.strays() {
-            strays if strays.is_empty() => Ok(()),
-            strays => Err(format!("{strays:?}")),
-        });
+        stack.disk.wait_until_no_strays("nothing is left over");
     }
 }
 

@@ -186,10 +186,7 @@ fn the_files_of_a_device_share_what_it_may_have() {
         wait_until_limited(&disk, name, (40 - few) / 2);
     }
     assert_follows(&disk, "still", &disk.path("few"), "few");
-    wait_until("none is left over", || match disk.strays()[..] {
-        [] => Ok(()),
-        ref strays => Err(format!("{strays:?}")),
-    });
+    disk.wait_until_no_strays("none is left over");
     assert!(disk.listing().lines().count() <= 40, "{}", disk.listing());
 }
 

@@ -81,10 +81,7 @@ fn it_follows_what_the_configuration_wants() {
         fs::remove_file(gone).unwrap();
     }
     wait_for_aliases(&disk, &["b/vm.img", "new.img", "zzz.img"]);
-    wait_until("the other members are gone, too", || match disk.strays()[..] {
-        [] => Ok(()),
-        ref strays => Err(format!("{strays:?}")),
-    });
+    disk.wait_until_no_strays("the other members are gone, too");
 }
 
 #[test]

@@ -163,7 +163,7 @@ impl Keeper {
 fn let_all_look(pids: &[u32]) {
     let mut looks: Vec<Looks> = pids.iter().map(|pid| Looks::of(*pid)).collect();
     wait_until("all daemons look", || {
-        let done = looks.iter_mut().filter_map(|looks| (looks.so_far() >= 2).then_some(())).count();
+        let done = looks.iter_mut().map(Looks::so_far).filter(|times| *times >= 2).count();
         (done == pids.len()).then_some(()).ok_or_else(|| format!("{done} of {}", pids.len()))
     });
 }

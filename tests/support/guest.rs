@@ -150,6 +150,14 @@ impl Disk {
         let rows = dialects::rows(listing.as_bytes()).unwrap_or_else(|why| panic!("{why}"));
         rows.iter().map(|row| row.id).filter(|id| !members.contains(id)).collect()
     }
+
+    /// Waits until there are none: `what` is over.
+    pub fn wait_until_no_strays(&self, what: &str) {
+        wait_until(what, || match self.strays()[..] {
+            [] => Ok(()),
+            ref strays => Err(format!("{strays:?}")),
+        });
+    }
 }
 
 fn groups(listing: &str) -> BTreeMap<u32, Group> {
@@ -237,18 +245,18 @@ pub fn wait_for<T>(
     what: &str,
     mut condition: impl FnMut() -> Result<T, String>,
 ) -> T {
-    let start = Instant::now();
-    for time in 1.. {
+    let (start, mut times) = (Instant::now(), 0);
+    loop {
         match condition() {
             Ok(answer) => return answer,
             Err(why) => {
-                let enough = start.elapsed() >= patience && time >= TIMES;
+                times += 1;
+                let enough = start.elapsed() >= patience && times >= TIMES;
                 assert!(!enough, "{what}: not after {patience:?}: {why}");
             }
         }
         thread::sleep(Duration::from_millis(5));
     }
-    unreachable!("for ever")
 }
 
 /// Waits until the group with this alias counts exactly what the file has, and stays so. Returns
