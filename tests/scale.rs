@@ -129,10 +129,12 @@ fn a_hundred_thousand_files_take_little_memory_and_what_descriptors_there_are() 
 
     // The others are opened for a moment when their maps are to be read, and go on by path.
     wait_long("every map is read", || {
-        let Outcome { status: Some(0), stdout, .. } = ask("status --json") else {
+        let Outcome { status: Some(0), stdout, stderr } = ask("status --json") else {
             return Err("the answer takes too long".to_owned());
         };
-        let files = serde_json::from_str::<Status>(&stdout).unwrap().files;
+        let status: Status =
+            serde_json::from_str(&stdout).map_err(|why| format!("{why} {stderr}"))?;
+        let files = status.files;
         let unread = files.iter().filter(|file| file.state != "following").count();
         if unread == 0 { Ok(()) } else { Err(format!("{unread}: {:?}", files.last())) }
     });
